@@ -19,3 +19,54 @@ pub async fn pending(pool: &sqlx::PgPool) -> Result<Vec<i64>, sqlx::Error> {
     };
     Ok(MIGRATOR.iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
 }
+
+/// Why a service cannot use its database; the text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL does not parse; it is not repeated here because it holds a password.
+    #[error("database.url is not a PostgreSQL URL (postgres://user:password@host:port/database)")]
+    Url(#[source] sqlx::Error),
+    #[error("the database did not answer within {seconds} s")]
+    Unreachable {
+        seconds: u64,
+        #[source]
+        source: sqlx::Error,
+    },
+    #[error("the database lacks migrations {0:?}; run the `migrations` binary first")]
+    Pending(Vec<i64>),
+}
+
+/// How long a service waits for its database at start.
+const OPEN_SECONDS: u64 = 30;
+
+/// Opens the pool of a service: waits up to 30 s for the database and refuses one that lacks migrations.
+pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenError> {
+    let options: sqlx::postgres::PgConnectOptions = url.parse().map_err(OpenError::Url)?;
+    let options = sqlx::ConnectOptions::log_slow_statements(
+        sqlx::ConnectOptions::log_statements(options, log::LevelFilter::Trace),
+        log::LevelFilter::Warn,
+        std::time::Duration::from_secs(1),
+    );
+    let pool = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(max_connections)
+        // A request that cannot get a connection in this time answers 503 instead of queueing for ever.
+        .acquire_timeout(std::time::Duration::from_secs(5))
+        .connect_lazy_with(options);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(OPEN_SECONDS);
+    loop {
+        match pending(&pool).await {
+            Ok(missing) if missing.is_empty() => return Ok(pool),
+            Ok(missing) => return Err(OpenError::Pending(missing)),
+            Err(source) if tokio::time::Instant::now() >= deadline => {
+                return Err(OpenError::Unreachable {
+                    seconds: OPEN_SECONDS,
+                    source,
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "database not reachable yet");
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The admin listener of every process: `/live`, `/ready`, `/metrics`. Never public.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use http::{StatusCode, header};
+use tokio_util::sync::CancellationToken;
+
+/// Whether this process should get traffic; the error says what it waits for.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The admin routes; a process may add its own.
+pub fn router(ready: Readiness) -> Router {
+    Router::new()
+        .route("/live", get(|| async { "ok\n" }))
+        .route("/ready", get(answer_ready))
+        .route(
+            "/metrics",
+            get(|| async {
+                (
+                    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                    observability::metrics::render(),
+                )
+            }),
+        )
+        .with_state(ready)
+}
+
+async fn answer_ready(State(ready): State<Readiness>) -> (StatusCode, String) {
+    match ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+/// Serves `router` on `addr` until the process ends; it still answers while the process drains.
+pub async fn serve(addr: SocketAddr, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = crate::serve::bind(addr, "admin_listen").await?;
+    tokio::spawn(async move {
+        let result = axum::serve(listener, router)
+            .with_graceful_shutdown(shutdown.cancelled_owned())
+            .await;
+        if let Err(error) = result.context("admin listener") {
+            tracing::error!(%error, "admin listener ended");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Extractors whose rejections are problems with the field that is wrong.
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use fechatter_core::problem::{Code, Problem};
+use http::request::Parts;
+use http::{HeaderMap, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ApiError;
+
+/// A JSON body: 415 for another media type, 413 when too large, 400 when malformed, 422 when the values do not fit.
+/// Also a JSON answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(
+                Code::UnsupportedMediaType,
+                "The body must be JSON; set `Content-Type: application/json`.",
+            ));
+        }
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| match rejection {
+                BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+                    ApiError::new(Code::PayloadTooLarge, "The body is larger than this route accepts.")
+                }
+                _ => ApiError::new(Code::BadRequest, "The body could not be read to its end."),
+            })?;
+        parse_json(&bytes).map(Self).map_err(ApiError::from)
+    }
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// Parses JSON and says where it does not fit.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.classify() == serde_json::error::Category::Data {
+            let text = inner.to_string();
+            // The position adds nothing once the field is named.
+            let detail = text.split(" at line ").next().unwrap_or_default().to_owned();
+            Problem::field(
+                if path == "." { "body".to_owned() } else { path },
+                data_code(&detail),
+                detail,
+            )
+        } else {
+            malformed(&inner)
+        }
+    })?;
+    deserializer.end().map_err(|error| malformed(&error))?;
+    Ok(value)
+}
+
+fn data_code(detail: &str) -> &'static str {
+    if detail.starts_with("unknown field") {
+        "unknown_field"
+    } else if detail.starts_with("missing field") {
+        "required"
+    } else {
+        "invalid"
+    }
+}
+
+fn malformed(error: &serde_json::Error) -> Problem {
+    Problem::new(
+        Code::MalformedJson,
+        format!(
+            "The body is not valid JSON: line {}, column {}.",
+            error.line(),
+            error.column()
+        ),
+    )
+}
+
+/// A query string: 422 with the parameter that does not fit.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Query::<T>::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(QueryRejection::FailedToDeserializeQueryString(error)) => {
+                let text = error.body_text();
+                let text = text
+                    .strip_prefix("Failed to deserialize query string: ")
+                    .unwrap_or(&text);
+                let (field, detail) = match text.split_once(": ") {
+                    Some((field, detail)) if !field.contains(' ') => (field, detail),
+                    _ => ("query", text),
+                };
+                Err(Problem::field(field, data_code(detail), detail).into())
+            }
+            Err(_) => Err(ApiError::new(Code::BadRequest, "The query string could not be read.")),
+        }
+    }
+}
+
+/// Path parameters: an id that is not one names nothing, so 404.
+#[derive(Debug, Clone, Copy)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(value)| Self(value))
+            .map_err(|_| {
+                ApiError::new(
+                    Code::NotFound,
+                    "There is nothing with such an id; ids are positive integers.",
+                )
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        #[expect(dead_code, reason = "only parsed")]
+        ids: Vec<i64>,
+    }
+
+    #[test]
+    fn malformed_json_is_400_and_wrong_values_are_422_with_the_path() {
+        for bad in [&b"{"[..], b"", b"{\"ids\":[1]}x", b"{\"ids\":[1,\xff]}", b"nul"] {
+            assert_eq!(
+                parse_json::<Body>(bad).unwrap_err().code,
+                Code::MalformedJson,
+                "{bad:?}"
+            );
+        }
+        let wrong = parse_json::<Body>(br#"{"ids":[1,"x"]}"#).unwrap_err();
+        assert_eq!(
+            (wrong.code, wrong.errors[0].field.as_str()),
+            (Code::ValidationFailed, "ids[1]")
+        );
+        let unknown = parse_json::<Body>(br#"{"ids":[],"admin":true}"#).unwrap_err();
+        assert_eq!(unknown.errors[0].code, "unknown_field");
+        let missing = parse_json::<Body>(b"{}").unwrap_err();
+        assert_eq!(missing.errors[0].code, "required");
+        let overflow = parse_json::<Body>(br#"{"ids":[99999999999999999999]}"#).unwrap_err();
+        assert_eq!(overflow.errors[0].field, "ids[0]");
+    }
+}

@@ -1,0 +1,100 @@
+//! `/health` and `/health/simple`.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use fechatter_core::health::{Check, Health, Status};
+use futures::future::join_all;
+use http::{StatusCode, header};
+
+/// Longest a check may take before it counts as failed.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+type CheckFuture = Pin<Box<dyn Future<Output = Result<Option<String>, String>> + Send>>;
+
+struct NamedCheck {
+    name: &'static str,
+    on_failure: Status,
+    run: Box<dyn Fn() -> CheckFuture + Send + Sync>,
+}
+
+/// The dependency checks of a process.
+#[derive(Clone, Default)]
+pub struct Checks(Arc<Vec<NamedCheck>>);
+
+impl std::fmt::Debug for Checks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|check| check.name)).finish()
+    }
+}
+
+impl Checks {
+    /// Adds a check. `on_failure` says what its failure means for the process; `Ok(Some(detail))` is good with a note.
+    #[must_use]
+    pub fn with<F, Fut>(self, name: &'static str, on_failure: Status, run: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Option<String>, String>> + Send + 'static,
+    {
+        let mut checks = Arc::into_inner(self.0).unwrap_or_default();
+        checks.push(NamedCheck {
+            name,
+            on_failure,
+            run: Box::new(move || Box::pin(run())),
+        });
+        Self(Arc::new(checks))
+    }
+
+    /// Runs all checks at once.
+    pub async fn run(&self) -> Health {
+        let checks = join_all(self.0.iter().map(|check| async move {
+            let started = Instant::now();
+            let result = tokio::time::timeout(CHECK_TIMEOUT, (check.run)()).await;
+            let (status, detail) = match result {
+                Ok(Ok(detail)) => (Status::Ok, detail),
+                Ok(Err(detail)) => (check.on_failure, Some(detail)),
+                Err(_) => (
+                    check.on_failure,
+                    Some(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
+                ),
+            };
+            let latency_ms = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+            (
+                check.name.to_owned(),
+                Check {
+                    status,
+                    latency_ms: Some(latency_ms),
+                    detail,
+                },
+            )
+        }))
+        .await;
+        Health::from_checks(crate::VERSION, checks.into_iter().collect::<BTreeMap<_, _>>())
+    }
+
+    /// The two routes.
+    pub fn routes<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
+        Router::new()
+            .route("/health", get(move || async move { respond(&self.run().await) }))
+            .route(
+                "/health/simple",
+                get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }),
+            )
+    }
+}
+
+fn respond(health: &Health) -> Response {
+    let status = StatusCode::from_u16(health.http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    (
+        status,
+        [(header::CACHE_CONTROL, "no-store")],
+        axum::Json(health.clone()),
+    )
+        .into_response()
+}

@@ -1,0 +1,108 @@
+//! Keeps a [`Verifier`]'s keys fresh from a JWKS URL; known keys keep working while the source is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fechatter_core::token::{KeySet, Verifier};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Time between two fetches while all is well.
+const REFRESH: Duration = Duration::from_secs(30);
+/// Time between two attempts until the first success.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// Least time between two fetches caused by unknown keys, whoever sends them.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(2);
+/// How long a request waits for a fetch caused by its unknown key.
+const UNKNOWN_KEY_WAIT: Duration = Duration::from_secs(2);
+/// Largest JWKS document read, in bytes.
+const DOCUMENT_MAX: usize = 65_536;
+
+/// Asks the background task for a fetch out of turn.
+#[derive(Debug, Clone)]
+pub struct Refresher {
+    requests: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Refresher {
+    /// Has the key set fetched because a token names a key not known yet; `true` when it has been fetched just now.
+    pub async fn unknown_key(&self) -> bool {
+        let (done, fetched) = oneshot::channel();
+        if self.requests.try_send(done).is_err() {
+            return false;
+        }
+        matches!(tokio::time::timeout(UNKNOWN_KEY_WAIT, fetched).await, Ok(Ok(())))
+    }
+}
+
+/// Starts the background task; it ends with `shutdown`.
+pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) -> Refresher {
+    let (requests, mut waiting) = mpsc::channel::<oneshot::Sender<()>>(64);
+    tokio::spawn(async move {
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(3))
+            .build()
+            .unwrap_or_default();
+        let mut warned = false;
+        let mut last_unknown: Option<Instant> = None;
+        loop {
+            match fetch(&client, &url).await {
+                Ok(keys) => {
+                    if warned || !verifier.is_ready() {
+                        tracing::info!(kids = ?keys.kids(), "signing keys fetched");
+                    }
+                    warned = false;
+                    verifier.set_keys(keys);
+                }
+                Err(error) => {
+                    if !warned {
+                        tracing::warn!(error, url, "cannot fetch signing keys; known ones keep working");
+                    }
+                    warned = true;
+                }
+            }
+            let pause = if verifier.is_ready() { REFRESH } else { FIRST_RETRY };
+            let wake = tokio::time::sleep(pause);
+            tokio::pin!(wake);
+            // Requests that come too soon after the last forced fetch are answered by dropping their channel.
+            let asker = loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = &mut wake => break None,
+                    Some(asker) = waiting.recv() => {
+                        if last_unknown.is_none_or(|at| at.elapsed() >= UNKNOWN_KEY_PAUSE) {
+                            last_unknown = Some(Instant::now());
+                            break Some(asker);
+                        }
+                    }
+                }
+            };
+            if let Some(asker) = asker {
+                if let Ok(keys) = fetch(&client, &url).await {
+                    verifier.set_keys(keys);
+                    // The asker may have given up; nothing is lost then.
+                    let _ = asker.send(());
+                }
+            }
+        }
+    });
+    Refresher { requests }
+}
+
+async fn fetch(client: &reqwest::Client, url: &str) -> Result<KeySet, String> {
+    let mut response = client
+        .get(url)
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(|e| e.to_string())?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| e.to_string())? {
+        if body.len() + chunk.len() > DOCUMENT_MAX {
+            return Err(format!("the document is larger than {DOCUMENT_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    KeySet::parse(&body).map_err(|error| error.to_string())
+}

@@ -1,0 +1,119 @@
+//! The frame of every `main`: configuration, telemetry, signals, exit codes.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+
+use fechatter_core::config::{EXIT_CONFIG, Validate};
+use observability::LogConfig;
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What a running process hands to its parts.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Cancelled at the first SIGTERM or SIGINT: stop accepting, drain, end.
+    pub shutdown: CancellationToken,
+}
+
+/// Loads a configuration or prints each fault and gives the exit code; nothing is opened before it succeeds.
+pub fn load<C: DeserializeOwned + Validate>(env_prefix: &str, file: Option<&Path>) -> Result<C, ExitCode> {
+    fechatter_core::config::load(env_prefix, file).map_err(|faults| {
+        for line in faults.0 {
+            complain(&format!("configuration: {line} (environment: {env_prefix}…)"));
+        }
+        ExitCode::from(EXIT_CONFIG)
+    })
+}
+
+/// One line on standard error, for what happens before the log is up or after it is down.
+#[expect(clippy::print_stderr, reason = "there is no log yet")]
+pub fn complain(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Runs an asynchronous `main` with telemetry and signals; an error ends the process with code 1.
+pub fn run<F, Fut>(service: &'static str, log: &LogConfig, main: F) -> ExitCode
+where
+    F: FnOnce(Process) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let telemetry = match observability::init(service, log) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            complain(&format!("configuration: {error}"));
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(service)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let process = Process {
+            shutdown: CancellationToken::new(),
+        };
+        watch_signals(process.shutdown.clone())?;
+        tracing::info!(version = crate::VERSION, "starting");
+        main(process).await
+    });
+    let code = match result {
+        Ok(()) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "stopped by an error");
+            ExitCode::FAILURE
+        }
+    };
+    // Tasks that do not end by themselves must not hold the process up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    telemetry.shutdown();
+    code
+}
+
+/// First signal: drain. Second: leave at once.
+fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if first {
+                tracing::info!("signal received, draining; a second one aborts");
+                shutdown.cancel();
+            }
+        }
+        tracing::warn!("second signal, aborting");
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Watches a task that must live as long as the process: its end while no shutdown was asked for is an error.
+pub async fn critical(
+    name: &'static str,
+    shutdown: &CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+) -> anyhow::Result<()> {
+    let result = task.await;
+    if shutdown.is_cancelled() {
+        return Ok(());
+    }
+    match result {
+        Ok(()) => anyhow::bail!("{name} ended unexpectedly"),
+        Err(error) => anyhow::bail!("{name} failed: {error}"),
+    }
+}
