@@ -22,7 +22,6 @@ CREATE TABLE chats (
     updated_at         timestamptz NOT NULL DEFAULT now(),
     deleted_at         timestamptz,
     UNIQUE (workspace_id, id),
-    UNIQUE (pair_low, pair_high),
     CHECK ((kind = 'single') = (pair_low IS NOT NULL AND pair_high IS NOT NULL)),
     CHECK (pair_low < pair_high),
     CHECK (kind NOT IN ('private_channel', 'public_channel') OR name IS NOT NULL),
@@ -30,6 +29,8 @@ CREATE TABLE chats (
     FOREIGN KEY (workspace_id, pair_low) REFERENCES users (workspace_id, id),
     FOREIGN KEY (workspace_id, pair_high) REFERENCES users (workspace_id, id)
 ) WITH (fillfactor = 50);
+-- One living single chat per pair.
+CREATE UNIQUE INDEX chats_pair ON chats (pair_low, pair_high) WHERE deleted_at IS NULL;
 CREATE INDEX chats_public ON chats (workspace_id, id) WHERE kind = 'public_channel' AND deleted_at IS NULL;
 
 CREATE TABLE chat_members (

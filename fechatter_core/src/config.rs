@@ -35,7 +35,7 @@ impl Faults {
     }
 
     /// Records a fault unless `low <= value <= high`.
-    pub fn range<T: PartialOrd + std::fmt::Display>(&mut self, key: &str, value: T, low: T, high: T) {
+    pub fn range<T: PartialOrd + Copy + std::fmt::Display>(&mut self, key: &str, value: T, low: T, high: T) {
         if value < low || value > high {
             self.add(
                 key,

@@ -412,7 +412,7 @@ mod tests {
             TokenFault::Signature | TokenFault::Malformed
         ));
         for garbage in ["", ".", "..", "a.b.c", &"x".repeat(65_536)] {
-            assert_eq!(refused(garbage), TokenFault::Malformed, "{:.20}", garbage);
+            assert_eq!(refused(garbage), TokenFault::Malformed, "{garbage:.20}");
         }
     }
 

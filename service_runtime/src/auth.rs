@@ -26,10 +26,10 @@ impl Authenticator {
     /// Verifies a token; one signed by a key not seen yet makes the key set be fetched, at a limited rate.
     pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, ApiError> {
         let mut verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
-        if let (Err(TokenFault::UnknownKey), Some(refresher)) = (&verdict, &self.refresher) {
-            if refresher.unknown_key().await {
-                verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
-            }
+        if let (Err(TokenFault::UnknownKey), Some(refresher)) = (&verdict, &self.refresher)
+            && refresher.unknown_key().await
+        {
+            verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
         }
         match verdict {
             Ok(verified) => Ok(verified.claims),

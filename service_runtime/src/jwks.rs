@@ -78,12 +78,12 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
                     }
                 }
             };
-            if let Some(asker) = asker {
-                if let Ok(keys) = fetch(&client, &url).await {
-                    verifier.set_keys(keys);
-                    // The asker may have given up; nothing is lost then.
-                    let _ = asker.send(());
-                }
+            if let Some(asker) = asker
+                && let Ok(keys) = fetch(&client, &url).await
+            {
+                verifier.set_keys(keys);
+                // The asker may have given up; nothing is lost then.
+                let _ = asker.send(());
             }
         }
     });

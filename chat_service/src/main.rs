@@ -1,0 +1,134 @@
+//! The chat_service process: configuration, pool, relay, listeners, drain. No logic.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use fechatter_core::health::Status;
+use secrecy::ExposeSecret;
+use service_runtime::process::{self, Process};
+use service_runtime::{admin, health, nats, serve};
+
+use chat_service::config::{Config, ENV_PREFIX};
+use chat_service::outbox_relay::{self, Wake};
+use chat_service::signing_keys::{self, SigningKeys};
+use chat_service::{AppState, repositories, router};
+
+/// Identity, chats, messages and the outbox relay of Fechatter.
+#[derive(Parser)]
+#[command(name = "chat_service", version)]
+struct Args {
+    /// TOML file; environment variables FECHATTER_CHAT__… go over it.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Works on the signing keys.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeysCommand {
+    /// Makes a new key; replicas publish it at once and sign with it a minute later.
+    New {
+        /// Folder of the keys (`auth.keys_dir`).
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(Command::Keys {
+        command: KeysCommand::New { dir },
+    }) = args.command
+    {
+        return match signing_keys::generate(&dir) {
+            Ok(path) => {
+                process::complain(&format!("new signing key {}", path.display()));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                process::complain(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
+        Ok(config) => {
+            let log = config.log.clone();
+            process::run("chat_service", &log, |process| serve(config, process))
+        }
+        Err(code) => code,
+    }
+}
+
+async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
+    let shutdown = process.shutdown;
+    let keys = SigningKeys::open(&config.auth.keys_dir)?;
+    let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    let client = nats::connect(&config.nats, "chat").await?;
+
+    let wake = Arc::new(Wake::default());
+    let (relay, relay_status) = outbox_relay::spawn(
+        pool.clone(),
+        client.clone(),
+        config.outbox.clone(),
+        config.nats.stream_replicas,
+        Arc::clone(&wake),
+        shutdown.clone(),
+    );
+    let state = AppState::new(&config, pool.clone(), wake, keys.clone())?;
+    tokio::spawn(keys.watch(Arc::clone(&state.authenticator.verifier), shutdown.clone()));
+
+    let health_pool = pool.clone();
+    let checks = health::Checks::default()
+        .with("postgres", Status::Down, move || {
+            repositories::health::ping(health_pool.clone())
+        })
+        // Sending goes on without NATS; delivery catches up.
+        .with("nats", Status::Degraded, move || {
+            let result = nats::check(&client);
+            async move { result }
+        })
+        .with("outbox", Status::Degraded, move || {
+            let result = relay_status.check();
+            async move { result }
+        });
+    let listener = serve::bind(config.listen, "listen").await?;
+    let ready_shutdown = shutdown.clone();
+    let ready: admin::Readiness = Arc::new(move || {
+        if ready_shutdown.is_cancelled() {
+            Err("draining".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+    let admin_stop = tokio_util::sync::CancellationToken::new();
+    admin::serve(config.admin_listen, admin::router(ready), admin_stop.clone()).await?;
+    tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
+
+    let options = serve::Options {
+        drain: Duration::from_secs(config.drain_seconds),
+        ..serve::Options::default()
+    };
+    let app = router(state, checks.routes())?;
+    let relay_guard = process::critical("outbox relay", &shutdown, relay);
+    tokio::pin!(relay_guard);
+    tokio::select! {
+        () = serve::serve(listener, app, shutdown.clone(), options) => relay_guard.await?,
+        result = &mut relay_guard => result?,
+    }
+    admin_stop.cancel();
+    pool.close().await;
+    Ok(())
+}

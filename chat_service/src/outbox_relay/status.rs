@@ -1,0 +1,182 @@
+//! What the relay tells about itself: `/health` and metrics.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::{KeyValue, global};
+
+/// State of the relay; cheap to clone and to ask.
+#[derive(Debug, Clone)]
+pub struct Status(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: async_nats::Client,
+    state: Mutex<State>,
+    instruments: Instruments,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    depth: u64,
+    /// When the oldest unpublished event was written.
+    oldest: Option<Instant>,
+    last_error: Option<String>,
+    shards: Vec<i16>,
+    stream_is_ready: bool,
+}
+
+#[derive(Debug)]
+struct Instruments {
+    depth: Gauge<u64>,
+    age: Gauge<f64>,
+    shards: Gauge<u64>,
+    published: Counter<u64>,
+    failures: Counter<u64>,
+    rebuilds: Counter<u64>,
+    duration: Histogram<f64>,
+}
+
+impl Status {
+    pub(super) fn new(client: async_nats::Client) -> Self {
+        let meter = global::meter("chat_service");
+        let instruments = Instruments {
+            depth: meter
+                .u64_gauge("fechatter.outbox.depth")
+                .with_unit("{event}")
+                .with_description("Events of all shards that are not in the stream yet")
+                .build(),
+            age: meter
+                .f64_gauge("fechatter.outbox.age")
+                .with_unit("s")
+                .with_description("Age of the oldest event that is not in the stream yet")
+                .build(),
+            shards: meter
+                .u64_gauge("fechatter.outbox.shards")
+                .with_unit("{shard}")
+                .with_description("Shards that this process publishes")
+                .build(),
+            published: meter
+                .u64_counter("fechatter.outbox.published")
+                .with_unit("{event}")
+                .with_description("Events that the stream acknowledged")
+                .build(),
+            failures: meter
+                .u64_counter("fechatter.outbox.publish.failures")
+                .with_unit("{failure}")
+                .with_description("Attempts to publish that failed and will be repeated")
+                .build(),
+            rebuilds: meter
+                .u64_counter("fechatter.outbox.rebuilds")
+                .with_unit("{rebuild}")
+                .with_description("New histories of the stream, each with all retained events published again")
+                .build(),
+            duration: meter
+                .f64_histogram("fechatter.outbox.publish.duration")
+                .with_unit("s")
+                .with_description("From sending a message or a batch to its acknowledgement")
+                .with_boundaries(vec![
+                    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ])
+                .build(),
+        };
+        Self(Arc::new(Inner {
+            client,
+            state: Mutex::default(),
+            instruments,
+        }))
+    }
+
+    /// Committed events of all shards that are not in the stream yet, whichever replica publishes them.
+    pub fn depth(&self) -> u64 {
+        self.lock().depth
+    }
+
+    /// Age in seconds of the oldest of them; 0 when there is none. It goes on growing while the database is away.
+    pub fn age_seconds(&self) -> f64 {
+        self.lock().oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
+    }
+
+    /// Why the relay last failed, until it succeeds again.
+    pub fn last_error(&self) -> Option<String> {
+        self.lock().last_error.clone()
+    }
+
+    /// Whether NATS is connected and its stream is known to be the one we publish to.
+    pub fn connected(&self) -> bool {
+        is_connected(&self.0.client) && self.lock().stream_is_ready
+    }
+
+    /// The shards that this process publishes now.
+    pub fn shards(&self) -> Vec<i16> {
+        self.lock().shards.clone()
+    }
+
+    /// For `/health`: degraded while events wait longer than `tolerable`.
+    pub fn check(&self, tolerable: Duration) -> Result<Option<String>, String> {
+        let (depth, age) = (self.depth(), self.age_seconds());
+        if age <= tolerable.as_secs_f64() {
+            return Ok((depth > 0).then(|| format!("{depth} events on their way")));
+        }
+        let why = self.last_error().unwrap_or_else(|| "no failure of this process".to_owned());
+        Err(format!("{depth} events wait to be published, the oldest for {age:.0} s: {why}"))
+    }
+
+    pub(super) fn backlog(&self, depth: u64, age: Option<f64>) {
+        let oldest = age.and_then(|age| Instant::now().checked_sub(Duration::try_from_secs_f64(age).ok()?));
+        let mut state = self.lock();
+        state.depth = depth;
+        state.oldest = oldest;
+        drop(state);
+        self.record_gauges();
+    }
+
+    pub(super) fn record_gauges(&self) {
+        let instruments = &self.0.instruments;
+        instruments.depth.record(self.depth(), &[]);
+        instruments.age.record(self.age_seconds(), &[]);
+        instruments.shards.record(self.lock().shards.len() as u64, &[]);
+    }
+
+    pub(super) fn published(&self, events: usize, mode: &'static str, took: Duration) {
+        let attributes = [KeyValue::new("fechatter.outbox.mode", mode)];
+        self.0.instruments.published.add(events as u64, &[]);
+        self.0.instruments.duration.record(took.as_secs_f64(), &attributes);
+        let mut state = self.lock();
+        if state.last_error.is_some() {
+            state.last_error = None;
+        }
+    }
+
+    pub(super) fn failed(&self, kind: &'static str, error: &dyn std::fmt::Display) {
+        self.0.instruments.failures.add(1, &[KeyValue::new("error.type", kind)]);
+        self.lock().last_error = Some(error.to_string());
+    }
+
+    pub(super) fn rebuilt(&self) {
+        self.0.instruments.rebuilds.add(1, &[]);
+    }
+
+    pub(super) fn stream_ready(&self, is_ready: bool) {
+        let mut state = self.lock();
+        state.stream_is_ready = is_ready;
+        if is_ready && state.depth == 0 {
+            state.last_error = None;
+        }
+    }
+
+    pub(super) fn own(&self, mut shards: Vec<i16>) {
+        shards.sort_unstable();
+        self.lock().shards = shards;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // No code panics while it holds the lock; if one did, the numbers would still be usable.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn is_connected(client: &async_nats::Client) -> bool {
+    client.connection_state() == async_nats::connection::State::Connected
+}

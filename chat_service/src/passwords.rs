@@ -1,0 +1,132 @@
+//! argon2id off the async threads, behind a bounded queue: a sign-in storm waits for itself, not messaging for it.
+
+use std::sync::Arc;
+
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+
+use crate::config::Passwords;
+use crate::error::Error;
+
+/// Hashes and verifies passwords; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PasswordHasher {
+    params: Params,
+    workers: Arc<Semaphore>,
+    /// One permit per request that is waiting or being worked on.
+    places: Arc<Semaphore>,
+    /// Verified when the account does not exist, so that both cases take the same time.
+    decoy: Arc<str>,
+}
+
+/// Outcome of a verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Wrong,
+    Right,
+    /// Right, and the hash was made with weaker parameters than now: hash it again.
+    RightButOutdated,
+}
+
+impl PasswordHasher {
+    /// Prepares the hasher; computes one hash.
+    pub fn new(config: &Passwords) -> anyhow::Result<Self> {
+        let params = Params::new(config.memory_kib, config.iterations, 1, None)
+            .map_err(|error| anyhow::anyhow!("passwords: {error}"))?;
+        let decoy = argon2(&params)
+            .hash_password(uuid::Uuid::new_v4().as_bytes())
+            .map_err(|error| anyhow::anyhow!("passwords: {error}"))?
+            .to_string();
+        Ok(Self {
+            params,
+            workers: Arc::new(Semaphore::new(config.workers)),
+            places: Arc::new(Semaphore::new(config.workers + config.queue)),
+            decoy: decoy.into(),
+        })
+    }
+
+    /// The PHC string of a new password.
+    pub async fn hash(&self, password: String) -> Result<String, Error> {
+        let params = self.params.clone();
+        self.run(move || {
+            argon2(&params).hash_password(password.as_bytes()).map(|hash| hash.to_string()).map_err(Error::hashing)
+        })
+        .await?
+    }
+
+    /// Compares a password with a stored hash, or with the decoy when there is no account.
+    pub async fn verify(&self, password: String, hash: Option<String>) -> Result<Verdict, Error> {
+        let (params, decoy) = (self.params.clone(), Arc::clone(&self.decoy));
+        self.run(move || {
+            let exists = hash.is_some();
+            let text = hash.unwrap_or_else(|| decoy.as_ref().to_owned());
+            let parsed = PasswordHash::new(&text).map_err(Error::hashing)?;
+            let right = argon2(&params).verify_password(password.as_bytes(), &parsed).is_ok();
+            Ok(if !(right && exists) {
+                Verdict::Wrong
+            } else if Params::try_from(&parsed).is_ok_and(|old| is_weaker(&old, &params)) {
+                Verdict::RightButOutdated
+            } else {
+                Verdict::Right
+            })
+        })
+        .await?
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+        let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
+        let permit = Arc::clone(&self.workers).acquire_owned().await.map_err(|_| Error::Overloaded)?;
+        // The permit goes with the work: a client that leaves does not free the core that still hashes for it.
+        tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(permit);
+            result
+        })
+        .await
+        .map_err(Error::hashing)
+    }
+}
+
+fn argon2(params: &Params) -> Argon2<'static> {
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
+}
+
+fn is_weaker(old: &Params, new: &Params) -> bool {
+    old.m_cost() < new.m_cost() || old.t_cost() < new.t_cost()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Passwords {
+        Passwords {
+            memory_kib: 19_456,
+            iterations: 2,
+            workers: 1,
+            queue: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn right_wrong_missing_and_outdated() {
+        let hasher = PasswordHasher::new(&config()).unwrap();
+        let hash = hasher.hash("correct horse".into()).await.unwrap();
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), Verdict::Right);
+        assert_eq!(hasher.verify("wrong".into(), Some(hash.clone())).await.unwrap(), Verdict::Wrong);
+        assert_eq!(hasher.verify("correct horse".into(), None).await.unwrap(), Verdict::Wrong);
+        let stronger = PasswordHasher::new(&Passwords { iterations: 3, ..config() }).unwrap();
+        assert_eq!(stronger.verify("correct horse".into(), Some(hash)).await.unwrap(), Verdict::RightButOutdated);
+    }
+
+    #[tokio::test]
+    async fn more_than_the_queue_holds_is_refused_at_once() {
+        let hasher = PasswordHasher::new(&config()).unwrap();
+        let results = futures::future::join_all((0..6).map(|_| hasher.hash("correct horse".into()))).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+        assert!(results.iter().any(|result| matches!(result, Err(Error::Overloaded))));
+    }
+}

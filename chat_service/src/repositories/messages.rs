@@ -1,0 +1,264 @@
+//! Messages: one statement sends, with the chat's next seq and the event.
+
+use fechatter_core::events::EventType;
+use fechatter_core::wire::MessageView;
+use fechatter_core::{ChatId, MessageId, UserId, WorkspaceId};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::error::Error;
+
+pub struct Messages<'c>(pub(super) &'c mut PgConnection);
+
+/// A message with its version.
+#[derive(Debug, Clone)]
+pub struct MessageRow {
+    pub view: MessageView,
+    pub version: i64,
+}
+
+/// What a new message needs.
+#[derive(Debug)]
+pub struct NewMessage<'a> {
+    pub workspace_id: WorkspaceId,
+    pub chat_id: ChatId,
+    pub sender_id: UserId,
+    pub content: &'a str,
+    /// Key and SHA-256 of the content.
+    pub idempotency: Option<(&'a str, &'a [u8])>,
+}
+
+/// An earlier content of a message.
+#[derive(Debug, Clone)]
+pub struct EditRow {
+    pub version: i64,
+    pub content: String,
+    pub written_at: OffsetDateTime,
+}
+
+struct Row {
+    id: i64,
+    chat_id: i64,
+    seq: i64,
+    sender_id: i64,
+    content: Option<String>,
+    version: i64,
+    created_at: OffsetDateTime,
+    edited_at: Option<OffsetDateTime>,
+    deleted_at: Option<OffsetDateTime>,
+}
+
+impl From<Row> for MessageRow {
+    fn from(row: Row) -> Self {
+        Self {
+            version: row.version,
+            view: MessageView {
+                id: row.id.into(),
+                chat_id: row.chat_id.into(),
+                seq: row.seq,
+                sender_id: row.sender_id.into(),
+                content: row.content,
+                created_at: row.created_at,
+                edited_at: row.edited_at,
+                deleted_at: row.deleted_at,
+            },
+        }
+    }
+}
+
+impl Messages<'_> {
+    /// Sends a message: takes the chat's next seq, writes the row and appends the event, in one statement and one
+    /// round trip. `None` when the sender is not a member of such a chat; a reused idempotency key violates
+    /// `messages_idempotency` and leaves nothing behind, not even a hole in `seq`.
+    ///
+    /// The sender's membership row is held first, so a removal that commits before this cannot be overtaken.
+    pub async fn insert(&mut self, new: &NewMessage<'_>) -> Result<Option<MessageRow>, Error> {
+        let (key, digest) = new.idempotency.unzip();
+        Ok(sqlx::query_as!(
+            Row,
+            r#"
+            WITH member AS MATERIALIZED (
+                SELECT chat_id FROM chat_members WHERE chat_id = $2 AND user_id = $3 FOR KEY SHARE
+            ), chat AS (
+                UPDATE chats AS c SET last_seq = c.last_seq + 1
+                FROM member WHERE c.id = member.chat_id AND c.workspace_id = $1 AND c.deleted_at IS NULL
+                RETURNING c.id, c.name, c.kind, c.last_seq
+            ), message AS (
+                INSERT INTO messages (workspace_id, chat_id, seq, sender_id, content, idempotency_key,
+                                      idempotency_digest, created_at)
+                SELECT $1, chat.id, chat.last_seq, $3, $4, $5, $6, clock_timestamp() FROM chat
+                RETURNING id, chat_id, seq, sender_id, content, version, created_at
+            ), shard AS (
+                UPDATE outbox_shards AS s SET last_position = s.last_position + 1
+                FROM message WHERE s.shard = (message.chat_id % 16)::smallint
+                RETURNING s.shard, s.last_position
+            ), event AS (
+                INSERT INTO outbox (shard, position, event_id, event_type, workspace_id, scope_id, data, traceparent)
+                SELECT shard.shard, shard.last_position, $7, $8, $1, chat.id,
+                       json_build_object(
+                           'message', json_build_object(
+                               'id', message.id, 'chat_id', message.chat_id, 'seq', message.seq,
+                               'sender_id', message.sender_id, 'content', message.content,
+                               'created_at', to_char(message.created_at AT TIME ZONE 'UTC',
+                                                     'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                               'edited_at', NULL, 'deleted_at', NULL),
+                           'version', message.version,
+                           'chat', json_build_object('id', chat.id, 'name', chat.name, 'kind', chat.kind)),
+                       $9
+                FROM message, chat, shard
+            )
+            SELECT id AS "id!", chat_id AS "chat_id!", seq AS "seq!", sender_id AS "sender_id!", content,
+                   version AS "version!", created_at AS "created_at!",
+                   NULL::timestamptz AS edited_at, NULL::timestamptz AS deleted_at
+            FROM message
+            "#,
+            new.workspace_id.0,
+            new.chat_id.0,
+            new.sender_id.0,
+            new.content,
+            key,
+            digest,
+            Uuid::now_v7(),
+            EventType::MessageCreated.as_str(),
+            observability::propagation::current_traceparent()
+        )
+        .fetch_optional(&mut *self.0)
+        .await?
+        .map(MessageRow::from))
+    }
+
+    /// The message first sent under an idempotency key, and the digest of what was sent.
+    pub async fn find_by_key(
+        &mut self,
+        chat: ChatId,
+        sender: UserId,
+        key: &str,
+    ) -> Result<Option<(MessageRow, Vec<u8>)>, Error> {
+        let row = sqlx::query!(
+            r#"
+            SELECT id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at,
+                   idempotency_digest AS "digest!"
+            FROM messages WHERE chat_id = $1 AND sender_id = $2 AND idempotency_key = $3
+            "#,
+            chat.0,
+            sender.0,
+            key
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
+        Ok(row.map(|row| {
+            let message = Row {
+                id: row.id,
+                chat_id: row.chat_id,
+                seq: row.seq,
+                sender_id: row.sender_id,
+                content: row.content,
+                version: row.version,
+                created_at: row.created_at,
+                edited_at: row.edited_at,
+                deleted_at: row.deleted_at,
+            };
+            (message.into(), row.digest)
+        }))
+    }
+
+    /// Newest first, of seq below `before`.
+    pub async fn list_before(&mut self, chat: ChatId, before: i64, limit: i64) -> Result<Vec<MessageRow>, Error> {
+        Ok(sqlx::query_as!(
+            Row,
+            "SELECT id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at
+             FROM messages WHERE chat_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3",
+            chat.0,
+            before,
+            limit
+        )
+        .fetch_all(&mut *self.0)
+        .await?
+        .into_iter()
+        .map(MessageRow::from)
+        .collect())
+    }
+
+    /// Oldest first, of seq above `after`.
+    pub async fn list_after(&mut self, chat: ChatId, after: i64, limit: i64) -> Result<Vec<MessageRow>, Error> {
+        Ok(sqlx::query_as!(
+            Row,
+            "SELECT id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at
+             FROM messages WHERE chat_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+            chat.0,
+            after,
+            limit
+        )
+        .fetch_all(&mut *self.0)
+        .await?
+        .into_iter()
+        .map(MessageRow::from)
+        .collect())
+    }
+
+    pub async fn find(&mut self, chat: ChatId, message: MessageId) -> Result<Option<MessageRow>, Error> {
+        Ok(sqlx::query_as!(
+            Row,
+            "SELECT id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at
+             FROM messages WHERE chat_id = $1 AND id = $2",
+            chat.0,
+            message.0
+        )
+        .fetch_optional(&mut *self.0)
+        .await?
+        .map(MessageRow::from))
+    }
+
+    /// Replaces the content and keeps the old one in the history; the chat is locked by the caller.
+    pub async fn edit(&mut self, message: MessageId, content: &str) -> Result<MessageRow, Error> {
+        self.keep_history(message).await?;
+        Ok(sqlx::query_as!(
+            Row,
+            "UPDATE messages SET content = $2, version = version + 1, edited_at = clock_timestamp() WHERE id = $1
+             RETURNING id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at",
+            message.0,
+            content
+        )
+        .fetch_one(&mut *self.0)
+        .await?
+        .into())
+    }
+
+    /// Leaves a tombstone; the chat is locked by the caller.
+    pub async fn delete(&mut self, message: MessageId) -> Result<MessageRow, Error> {
+        self.keep_history(message).await?;
+        Ok(sqlx::query_as!(
+            Row,
+            "UPDATE messages SET content = NULL, version = version + 1, deleted_at = clock_timestamp() WHERE id = $1
+             RETURNING id, chat_id, seq, sender_id, content, version, created_at, edited_at, deleted_at",
+            message.0
+        )
+        .fetch_one(&mut *self.0)
+        .await?
+        .into())
+    }
+
+    async fn keep_history(&mut self, message: MessageId) -> Result<(), Error> {
+        sqlx::query!(
+            "INSERT INTO message_edits (message_id, version, content, written_at)
+             SELECT id, version, content, coalesce(edited_at, created_at) FROM messages
+             WHERE id = $1 AND content IS NOT NULL",
+            message.0
+        )
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    /// Earlier contents, oldest first.
+    pub async fn history(&mut self, message: MessageId) -> Result<Vec<EditRow>, Error> {
+        Ok(sqlx::query_as!(
+            EditRow,
+            "SELECT version, content, written_at FROM message_edits WHERE message_id = $1 ORDER BY version LIMIT 1000",
+            message.0
+        )
+        .fetch_all(&mut *self.0)
+        .await?)
+    }
+}

@@ -1,0 +1,214 @@
+//! The Ed25519 keys that sign access tokens: a folder of PEM files shared by all replicas, re-read while running.
+//!
+//! A file's stem is its `kid` and begins with the second it was made. All keys are published; a new one signs only
+//! after [`ACTIVATION_SECONDS`], when every replica has published it. A key whose file is removed stops verifying.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use fechatter_core::token::{Claims, KeySet, Verifier};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+/// Age at which a key begins to sign; twice the time in which every replica re-reads the folder, and more.
+pub const ACTIVATION_SECONDS: i64 = 60;
+/// Time between two readings of the folder.
+const RELOAD: Duration = Duration::from_secs(10);
+
+const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const PEM_END: &str = "-----END PRIVATE KEY-----";
+
+struct SigningKey {
+    kid: String,
+    made_at: i64,
+    encoding: EncodingKey,
+    public: Vec<u8>,
+}
+
+/// One reading of the folder.
+struct Loaded {
+    /// Oldest first.
+    keys: Vec<SigningKey>,
+    jwks: Value,
+}
+
+/// The current keys; cheap to clone.
+#[derive(Clone)]
+pub struct SigningKeys {
+    dir: Arc<PathBuf>,
+    loaded: Arc<ArcSwap<Loaded>>,
+}
+
+impl std::fmt::Debug for SigningKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.loaded.load().keys.iter().map(|key| &key.kid)).finish()
+    }
+}
+
+impl SigningKeys {
+    /// Reads the folder; without a usable key the service cannot start.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            dir: Arc::new(dir.to_owned()),
+            loaded: Arc::new(ArcSwap::from_pointee(read(dir)?)),
+        })
+    }
+
+    /// The JWKS document with every public key.
+    pub fn jwks(&self) -> Value {
+        self.loaded.load().jwks.clone()
+    }
+
+    /// Signs claims with the newest key that all replicas have had time to publish.
+    pub fn sign(&self, claims: &Claims, now: OffsetDateTime) -> Result<String, jsonwebtoken::errors::Error> {
+        let loaded = self.loaded.load();
+        let key = choose(&loaded.keys, now.unix_timestamp());
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(key.kid.clone());
+        jsonwebtoken::encode(&header, claims, &key.encoding)
+    }
+
+    /// Gives the verifier the public keys.
+    pub fn feed(&self, verifier: &Verifier) -> anyhow::Result<()> {
+        let document = serde_json::to_vec(&self.jwks())?;
+        verifier.set_keys(KeySet::parse(&document).context("own JWKS")?);
+        Ok(())
+    }
+
+    /// Re-reads the folder until `shutdown`; an unreadable folder keeps the keys in use.
+    pub async fn watch(self, verifier: Arc<Verifier>, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RELOAD) => {}
+            }
+            match read(&self.dir) {
+                Ok(loaded) => {
+                    if loaded.jwks != self.loaded.load().jwks {
+                        tracing::info!(keys = loaded.keys.len(), "signing keys changed");
+                    }
+                    self.loaded.store(Arc::new(loaded));
+                    if let Err(error) = self.feed(&verifier) {
+                        tracing::error!(error = format!("{error:#}"), "cannot use the signing keys");
+                    }
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "cannot read the signing keys, keeping the old"),
+            }
+        }
+    }
+}
+
+/// The newest key of at least the activation age, else the oldest. `keys` is sorted and never empty.
+fn choose(keys: &[SigningKey], now: i64) -> &SigningKey {
+    keys.iter().rev().find(|key| now - key.made_at >= ACTIVATION_SECONDS).unwrap_or(&keys[0])
+}
+
+fn read(dir: &Path) -> anyhow::Result<Loaded> {
+    let mut keys = Vec::new();
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("auth.keys_dir: cannot read {}; `chat_service keys new --dir` makes a key", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "pem") {
+            keys.push(read_key(&path).with_context(|| format!("signing key {}", path.display()))?);
+        }
+    }
+    if keys.is_empty() {
+        bail!("auth.keys_dir: no *.pem in {}; make one by `chat_service keys new --dir {0}`", dir.display());
+    }
+    keys.sort_by(|a, b| (a.made_at, &a.kid).cmp(&(b.made_at, &b.kid)));
+    let jwks = json!({"keys": keys.iter().map(|key| json!({
+        "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
+        "kid": key.kid, "x": URL_SAFE_NO_PAD.encode(&key.public),
+    })).collect::<Vec<_>>()});
+    Ok(Loaded { keys, jwks })
+}
+
+fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
+    let text = std::fs::read_to_string(path)?;
+    let body = text
+        .split_once(PEM_BEGIN)
+        .and_then(|(_, rest)| rest.split_once(PEM_END))
+        .map(|(body, _)| body.split_whitespace().collect::<String>())
+        .context("not a PKCS#8 PEM file")?;
+    let pkcs8 = STANDARD.decode(body).context("not a PKCS#8 PEM file")?;
+    let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|error| anyhow::anyhow!("not an Ed25519 key: {error}"))?;
+    let kid = path.file_stem().and_then(|stem| stem.to_str()).context("file name is not UTF-8")?.to_owned();
+    let made_at = kid.split('-').next().and_then(|second| second.parse().ok()).unwrap_or(0);
+    Ok(SigningKey {
+        kid,
+        made_at,
+        encoding: EncodingKey::from_ed_der(&pkcs8),
+        public: pair.public_key().as_ref().to_vec(),
+    })
+}
+
+/// Makes a new key file (mode 0600) and returns its path.
+pub fn generate(dir: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let pair = Ed25519KeyPair::generate().map_err(|_| anyhow::anyhow!("no randomness for a key"))?;
+    let pkcs8 = pair.to_pkcs8().map_err(|_| anyhow::anyhow!("cannot encode the key"))?;
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let path = dir.join(format!("{}-{}.pem", OffsetDateTime::now_utc().unix_timestamp(), &random[..12]));
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    writeln!(file, "{PEM_BEGIN}\n{}\n{PEM_END}", STANDARD.encode(pkcs8.as_ref()))?;
+    file.sync_all()?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fechatter_core::user::Role;
+    use uuid::Uuid;
+
+    fn claims(now: OffsetDateTime) -> Claims {
+        Claims {
+            iss: "fechatter".into(),
+            aud: "fechatter".into(),
+            sub: "1".into(),
+            ws: 1.into(),
+            role: Role::Owner,
+            sid: Uuid::now_v7(),
+            jti: Uuid::now_v7(),
+            iat: now.unix_timestamp(),
+            exp: now.unix_timestamp() + 900,
+        }
+    }
+
+    #[test]
+    fn a_generated_key_signs_what_its_jwks_verifies() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(SigningKeys::open(dir.path()).is_err(), "an empty folder is refused");
+        generate(dir.path()).unwrap();
+        let keys = SigningKeys::open(dir.path()).unwrap();
+        let verifier = Verifier::new("fechatter", "fechatter", 10);
+        keys.feed(&verifier).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let token = keys.sign(&claims(now), now).unwrap();
+        assert_eq!(verifier.verify(&token, now).unwrap().claims.user_id().0, 1);
+    }
+
+    #[test]
+    fn a_new_key_is_published_before_it_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = generate(dir.path()).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let old = dir.path().join(format!("{}-old.pem", now.unix_timestamp() - 3_600));
+        std::fs::copy(path, &old).unwrap();
+        let loaded = read(dir.path()).unwrap();
+        assert_eq!(loaded.jwks["keys"].as_array().unwrap().len(), 2);
+        assert!(choose(&loaded.keys, now.unix_timestamp()).kid.ends_with("-old"));
+        assert!(!choose(&loaded.keys, now.unix_timestamp() + ACTIVATION_SECONDS).kid.ends_with("-old"));
+    }
+}
