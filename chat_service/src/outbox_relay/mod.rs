@@ -68,7 +68,12 @@ impl Validate for Config {
         faults.range("outbox.keep_days", self.keep_days, 1, 366);
         faults.range("outbox.stream_max_age_hours", self.stream_max_age_hours, 1, 8_784);
         faults.range("outbox.stream_max_bytes", self.stream_max_bytes, 16 << 20, 1 << 40);
-        faults.range("outbox.duplicate_window_seconds", self.duplicate_window_seconds, 10, 3_600);
+        faults.range(
+            "outbox.duplicate_window_seconds",
+            self.duplicate_window_seconds,
+            10,
+            3_600,
+        );
         if u64::from(self.keep_days.unsigned_abs()) * 24 < self.stream_max_age_hours {
             faults.add(
                 "outbox.keep_days",
@@ -90,7 +95,7 @@ impl Default for Wake {
 
 impl Wake {
     /// Call it after the commit. Never blocks, and signals before the relay looks count as one.
-    pub fn signal(&self, shard: i16) {
+    pub fn notify(&self, shard: i16) {
         if let Some(notify) = usize::try_from(shard).ok().and_then(|index| self.0.get(index)) {
             notify.notify_one();
         }
@@ -118,7 +123,10 @@ struct Shared {
 impl Shared {
     /// Connections made so far: another number means that messages in flight may be lost.
     fn connects(&self) -> u64 {
-        self.client.statistics().connects.load(std::sync::atomic::Ordering::SeqCst)
+        self.client
+            .statistics()
+            .connects
+            .load(std::sync::atomic::Ordering::SeqCst)
     }
 }
 
@@ -147,18 +155,16 @@ pub fn spawn(
     });
     let task = tokio::spawn(async move {
         // The stream is kept and the backlog watched until the shards have finished.
-        let helpers = shutdown.child_token();
-        let helpers_stop = CancellationToken::new();
-        drop(helpers);
+        let is_done = CancellationToken::new();
         let keeper = history::Keeper::new(Arc::clone(&shared), stream_replicas, requests);
         let background = async {
             tokio::join!(keeper.run(), monitor::run(&shared));
         };
         let owner = async {
             ownership::run(&shared, &shutdown).await;
-            helpers_stop.cancel();
+            is_done.cancel();
         };
-        tokio::join!(owner, helpers_stop.run_until_cancelled(background));
+        tokio::join!(owner, is_done.run_until_cancelled(background));
     });
     (task, status)
 }

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
 
+/// Age in seconds of an unpublished event from which on something is wrong.
+const TOLERABLE_AGE: f64 = 5.0;
+
 /// State of the relay; cheap to clone and to ask.
 #[derive(Debug, Clone)]
 pub struct Status(Arc<Inner>);
@@ -113,14 +116,18 @@ impl Status {
         self.lock().shards.clone()
     }
 
-    /// For `/health`: degraded while events wait longer than `tolerable`.
-    pub fn check(&self, tolerable: Duration) -> Result<Option<String>, String> {
+    /// For `/health`: fails while an event has waited for more than 5 s.
+    pub fn check(&self) -> Result<Option<String>, String> {
         let (depth, age) = (self.depth(), self.age_seconds());
-        if age <= tolerable.as_secs_f64() {
+        if age <= TOLERABLE_AGE {
             return Ok((depth > 0).then(|| format!("{depth} events on their way")));
         }
-        let why = self.last_error().unwrap_or_else(|| "no failure of this process".to_owned());
-        Err(format!("{depth} events wait to be published, the oldest for {age:.0} s: {why}"))
+        let why = self
+            .last_error()
+            .unwrap_or_else(|| "no failure of this process".to_owned());
+        Err(format!(
+            "{depth} events wait to be published, the oldest for {age:.0} s: {why}"
+        ))
     }
 
     pub(super) fn backlog(&self, depth: u64, age: Option<f64>) {

@@ -58,7 +58,9 @@ pub struct HeldLock {
 impl HeldLock {
     /// The shard that is locked, unless this is another kind of lock.
     pub fn shard(self) -> Option<i16> {
-        i16::try_from(self.key).ok().filter(|key| (0..fechatter_core::events::SHARDS).contains(key))
+        i16::try_from(self.key)
+            .ok()
+            .filter(|key| (0..fechatter_core::events::SHARDS).contains(key))
     }
 
     /// Whether it says that a relay is alive.
@@ -139,7 +141,7 @@ impl<'c> OutboxProgress<'c> {
         sqlx::query_as!(
             Backlog,
             r#"
-            SELECT s.shard, s.last_position - p.published_position AS "depth!",
+            SELECT s.shard AS "shard!", s.last_position - p.published_position AS "depth!",
                    coalesce(extract(epoch FROM clock_timestamp() - oldest.created_at), 0)::float8 AS "age!"
             FROM outbox_shards AS s
             JOIN outbox_progress AS p USING (shard)
@@ -155,7 +157,9 @@ impl<'c> OutboxProgress<'c> {
 
     /// Waits, inside a transaction, until no other process decides about the stream's history; at most 10 s.
     pub async fn lock_history(&mut self) -> Result<(), sqlx::Error> {
-        sqlx::query!("SELECT set_config('lock_timeout', '10000', true)").fetch_one(&mut *self.0).await?;
+        sqlx::query!("SELECT set_config('lock_timeout', '10000', true)")
+            .fetch_one(&mut *self.0)
+            .await?;
         sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", LOCK_CLASS, LOCK_HISTORY)
             .fetch_one(&mut *self.0)
             .await?;
@@ -193,7 +197,9 @@ impl<'c> OutboxProgress<'c> {
     /// Both lock the whole outbox for an instant. Rather than queue behind a long transaction, with every sender
     /// behind us, give up after two seconds and come again.
     pub async fn maintain(&mut self, keep_days: i32) -> Result<i32, sqlx::Error> {
-        sqlx::query!("SELECT set_config('lock_timeout', '2000', true)").fetch_one(&mut *self.0).await?;
+        sqlx::query!("SELECT set_config('lock_timeout', '2000', true)")
+            .fetch_one(&mut *self.0)
+            .await?;
         let dropped = sqlx::query_scalar!(r#"SELECT outbox_maintain($1) AS "dropped!""#, keep_days)
             .fetch_one(&mut *self.0)
             .await?;
@@ -204,13 +210,12 @@ impl<'c> OutboxProgress<'c> {
     /// for 10 s: a frozen process or a host that is gone does not keep its shards.
     pub async fn join(&mut self) -> Result<(), sqlx::Error> {
         sqlx::query!(
-            "SELECT set_config('application_name', 'fechatter outbox relay', false),
-                    set_config('idle_session_timeout', '10000', false),
-                    set_config('tcp_keepalives_idle', '3', false),
-                    set_config('tcp_keepalives_interval', '2', false),
-                    set_config('tcp_keepalives_count', '3', false)"
+            "SELECT set_config(name, value, false)
+             FROM (VALUES ('application_name', 'fechatter outbox relay'), ('idle_session_timeout', '10000'),
+                          ('tcp_keepalives_idle', '3'), ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3'))
+                  AS setting (name, value)"
         )
-        .fetch_one(&mut *self.0)
+        .fetch_all(&mut *self.0)
         .await?;
         sqlx::query!("SELECT pg_advisory_lock_shared($1, $2)", LOCK_CLASS, LOCK_MEMBER)
             .fetch_one(&mut *self.0)
@@ -235,9 +240,13 @@ impl<'c> OutboxProgress<'c> {
 
     /// Takes the lock of a shard for as long as this connection lives; `false` when another has it.
     pub async fn try_lock(&mut self, shard: i16) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1, $2) AS "locked!""#, LOCK_CLASS, i32::from(shard))
-            .fetch_one(&mut *self.0)
-            .await
+        sqlx::query_scalar!(
+            r#"SELECT pg_try_advisory_lock($1, $2) AS "locked!""#,
+            LOCK_CLASS,
+            i32::from(shard)
+        )
+        .fetch_one(&mut *self.0)
+        .await
     }
 
     /// Gives the lock of a shard back.

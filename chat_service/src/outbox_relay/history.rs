@@ -1,0 +1,201 @@
+//! The keeper: makes the stream, and knows which history of it is valid.
+//!
+//! A history is a row of sequences that only grew. It ends when the stream was lost, or came back without something that
+//! it had acknowledged; then a new epoch begins and everything that the outbox still holds is published again. The
+//! keeper looks at the start, after every reconnection, whenever a publisher doubts, and twice a minute.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Shared;
+use super::backoff::{Backoff, Outage};
+use super::status::is_connected;
+use super::stream::{self, StreamFault};
+use crate::repositories::outbox_progress::{OutboxProgress, Progress};
+
+/// How often the connection's state is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// Longest time between two examinations of the stream.
+const EXAMINE_EVERY: Duration = Duration::from_secs(30);
+/// Longest time an examination may take.
+const EXAMINE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A history that was found valid, and on which connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct History {
+    pub(super) epoch: Uuid,
+    /// [`Shared::connects`] before the examination.
+    pub(super) connects: u64,
+    /// Counts examinations.
+    pub(super) generation: u64,
+}
+
+/// What publishers see of the keeper.
+#[derive(Debug)]
+pub(super) struct Handle {
+    current: watch::Receiver<Option<History>>,
+    doubt: Arc<Notify>,
+}
+
+impl Handle {
+    /// Waits for a history that was examined after `generation`.
+    pub(super) async fn newer_than(&self, generation: u64) -> History {
+        let mut current = self.current.clone();
+        let found = current
+            .wait_for(|history| history.is_some_and(|history| history.generation > generation))
+            .await;
+        match found.map(|history| *history) {
+            Ok(Some(history)) => history,
+            // The keeper has ended: so will we.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Asks for an examination, unless one has been made since `generation`.
+    pub(super) fn doubt(&self, generation: u64) {
+        if self
+            .current
+            .borrow()
+            .is_none_or(|history| history.generation <= generation)
+        {
+            self.doubt.notify_one();
+        }
+    }
+}
+
+/// The keeper's side of a [`Handle`].
+#[derive(Debug)]
+pub(super) struct Requests {
+    current: watch::Sender<Option<History>>,
+    doubt: Arc<Notify>,
+}
+
+pub(super) fn channel() -> (Handle, Requests) {
+    let (sender, receiver) = watch::channel(None);
+    let doubt = Arc::new(Notify::new());
+    let handle = Handle {
+        current: receiver,
+        doubt: Arc::clone(&doubt),
+    };
+    (handle, Requests { current: sender, doubt })
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    replicas: usize,
+    requests: Requests,
+    context: jetstream::Context,
+    /// Whether the stream's configuration was compared with ours since the start.
+    is_configured: bool,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, replicas: usize, requests: Requests) -> Self {
+        let context = jetstream::new(shared.client.clone());
+        Self {
+            shared,
+            replicas,
+            requests,
+            context,
+            is_configured: false,
+        }
+    }
+
+    /// Runs for ever.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut outage = Outage::new("keeping the event stream");
+        let mut examined = Instant::now();
+        let mut generation = 0;
+        loop {
+            let is_doubted = tokio::select! {
+                () = self.requests.doubt.notified() => true,
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            if !is_connected(&self.shared.client) {
+                self.requests.current.send_replace(None);
+                self.shared.status.stream_ready(false);
+                outage.failed(&"NATS is not connected");
+                continue;
+            }
+            let connects = self.shared.connects();
+            let is_current = self
+                .requests
+                .current
+                .borrow()
+                .is_some_and(|history| history.connects == connects);
+            if is_current && !is_doubted && examined.elapsed() < EXAMINE_EVERY {
+                continue;
+            }
+            let examination = tokio::time::timeout(EXAMINE_TIMEOUT, self.examine()).await;
+            examined = Instant::now();
+            match examination.unwrap_or(Err(StreamFault::Timeout)) {
+                Ok(epoch) => {
+                    generation += 1;
+                    self.requests.current.send_replace(Some(History {
+                        epoch,
+                        connects,
+                        generation,
+                    }));
+                    self.shared.status.stream_ready(true);
+                    backoff.reset();
+                    outage.worked();
+                }
+                Err(fault) => {
+                    self.requests.current.send_replace(None);
+                    self.shared.status.stream_ready(false);
+                    self.shared.status.failed("stream", &fault);
+                    outage.failed(&fault);
+                    tokio::time::sleep(backoff.delay()).await;
+                }
+            }
+        }
+    }
+
+    /// Makes sure that there is a stream, that all progress was made in its history, and that it still holds it.
+    async fn examine(&mut self) -> Result<Uuid, StreamFault> {
+        stream::check_server(&self.shared.client)?;
+        let config = stream::config(&self.shared.config, self.replicas);
+        let stream = stream::open(&self.context, &config, !self.is_configured).await?;
+        self.is_configured = true;
+        let progress = {
+            let mut connection = self.shared.pool.acquire().await?;
+            OutboxProgress::new(&mut connection).all().await?
+        };
+        if let Some(epoch) = stream::valid_epoch(&stream, &progress).await? {
+            return Ok(epoch);
+        }
+        self.begin_anew(&config).await
+    }
+
+    /// Decides alone, under a lock, about a new history. Looks again first: another process may have done it.
+    async fn begin_anew(&self, config: &jetstream::stream::Config) -> Result<Uuid, StreamFault> {
+        let mut transaction = self.shared.pool.begin().await?;
+        let mut outbox = OutboxProgress::new(&mut transaction);
+        outbox.lock_history().await?;
+        let stream = stream::open(&self.context, config, false).await?;
+        let progress: Vec<Progress> = outbox.all().await?;
+        if let Some(epoch) = stream::valid_epoch(&stream, &progress).await? {
+            return Ok(epoch);
+        }
+        let epoch = match stream::unused_epoch(&stream) {
+            Some(epoch) => epoch,
+            None => stream::begin_epoch(&self.context, &stream).await?,
+        };
+        let shards = outbox.rewind(epoch).await?;
+        transaction.commit().await?;
+        let is_first = progress.iter().all(|shard| shard.stream_epoch.is_none());
+        if is_first {
+            tracing::info!(%epoch, "first history of the event stream");
+        } else {
+            tracing::warn!(%epoch, shards, "the event stream was lost or went back: publishing all retained events again");
+            self.shared.status.rebuilt();
+        }
+        Ok(epoch)
+    }
+}

@@ -1,0 +1,73 @@
+//! Watches the backlog of all shards, wakes their publishers, and has partitions made and dropped.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Shared;
+use super::backoff::Outage;
+use crate::repositories::outbox_progress::OutboxProgress;
+
+/// How often partitions are looked after.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(3_600);
+/// When to come again after a failure.
+const RETRY: Duration = Duration::from_secs(60);
+/// Wait after a failed poll.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs for ever.
+pub(super) async fn run(shared: &Shared) {
+    let mut outage = Outage::new("watching the outbox");
+    let mut maintain_at = Instant::now();
+    loop {
+        match poll(shared).await {
+            Ok(()) => outage.worked(),
+            Err(error) => {
+                outage.failed(&error);
+                shared.status.failed("database", &error);
+                shared.status.record_gauges();
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        // One process is enough, and any process that holds the first shard will do.
+        if Instant::now() >= maintain_at && shared.status.shards().first() == Some(&0) {
+            maintain_at = Instant::now()
+                + match maintain(shared).await {
+                    Ok(dropped) => {
+                        if dropped > 0 {
+                            tracing::info!(dropped, "dropped old outbox partitions");
+                        }
+                        MAINTAIN_EVERY
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot look after the outbox partitions now");
+                        RETRY
+                    }
+                };
+        }
+        tokio::time::sleep(Duration::from_millis(shared.config.poll_ms)).await;
+    }
+}
+
+async fn poll(shared: &Shared) -> Result<(), sqlx::Error> {
+    let backlog = {
+        let mut connection = shared.pool.acquire().await?;
+        OutboxProgress::new(&mut connection).backlog().await?
+    };
+    let depth = backlog.iter().map(|shard| shard.depth.unsigned_abs()).sum();
+    let age = backlog.iter().map(|shard| shard.age.max(0.0)).reduce(f64::max);
+    shared.status.backlog(depth, age);
+    for shard in backlog {
+        shared.wake.notify(shard.shard);
+    }
+    Ok(())
+}
+
+async fn maintain(shared: &Shared) -> Result<i32, sqlx::Error> {
+    let mut transaction = shared.pool.begin().await?;
+    let dropped = OutboxProgress::new(&mut transaction)
+        .maintain(shared.config.keep_days)
+        .await?;
+    transaction.commit().await?;
+    Ok(dropped)
+}

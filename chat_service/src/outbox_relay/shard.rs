@@ -1,0 +1,205 @@
+//! One shard's loop: read what is pending, publish it in order, record how far it got.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::backoff::{Backoff, Outage};
+use super::history::History;
+use super::publisher::{BATCH_BYTES, Fault, Outgoing, publish_batch, publish_one};
+use super::status::is_connected;
+use crate::repositories::outbox_progress::{OutboxProgress, Progress};
+
+/// Publishes the shard until `stop`; a batch in flight is finished.
+pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken) {
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
+    let mut outage = Outage::new("publishing events of a shard");
+    let mut publisher = ShardPublisher {
+        shared: &shared,
+        shard,
+        progress: None,
+    };
+    // A history older than this one is not trusted any more.
+    let mut generation = 0;
+    while let Some(history) = stop.run_until_cancelled(shared.history.newer_than(generation)).await {
+        match publisher.publish_next(history).await {
+            Ok(true) => {
+                backoff.reset();
+                outage.worked();
+                if stop.is_cancelled() {
+                    return;
+                }
+            }
+            Ok(false) => {
+                backoff.reset();
+                outage.worked();
+                if stop.run_until_cancelled(shared.wake.wait(shard)).await.is_none() {
+                    return;
+                }
+            }
+            Err(fault) => {
+                publisher.progress = None;
+                if !matches!(fault, Fault::Superseded) {
+                    shared.status.failed(fault.kind(), &fault);
+                    outage.failed(&fault);
+                }
+                generation = history.generation;
+                shared.history.doubt(generation);
+                // Without a connection there is no history to wait for; with one the server asks for patience.
+                let wait = if is_connected(&shared.client) && !matches!(fault, Fault::Disconnected | Fault::Superseded)
+                {
+                    backoff.delay()
+                } else {
+                    Duration::ZERO
+                };
+                if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+struct ShardPublisher<'a> {
+    shared: &'a Shared,
+    shard: i16,
+    /// What this task last recorded, while nothing happened that casts doubt on it.
+    progress: Option<Progress>,
+}
+
+impl ShardPublisher<'_> {
+    /// Publishes the next rows; `false` when there are none.
+    async fn publish_next(&mut self, history: History) -> Result<bool, Fault> {
+        if !is_connected(&self.shared.client) || self.shared.connects() != history.connects {
+            return Err(Fault::Disconnected);
+        }
+        let mut connection = self.shared.pool.acquire().await?;
+        let mut outbox = OutboxProgress::new(&mut connection);
+        let progress = match self.progress {
+            Some(progress) => progress,
+            None => outbox.of(self.shard).await?,
+        };
+        if progress.stream_epoch != Some(history.epoch) {
+            return Err(Fault::Superseded);
+        }
+        let limit = self.shared.config.batch;
+        let rows = outbox
+            .pending(self.shard, progress.published_position, limit.into())
+            .await?;
+        drop(connection);
+        if rows.is_empty() {
+            self.progress = None;
+            return Ok(false);
+        }
+        self.progress = Some(progress);
+        let mut events = Vec::with_capacity(rows.len());
+        for (row, expected) in rows.iter().zip(progress.published_position + 1..) {
+            if row.position != expected {
+                // What comes before the hole is in order; the hole itself stops the shard until somebody looks.
+                if events.is_empty() {
+                    return Err(Fault::Hole {
+                        expected,
+                        found: row.position,
+                    });
+                }
+                break;
+            }
+            match Outgoing::encode(row, self.shard, history.epoch) {
+                Ok(event) => events.push(event),
+                Err(fault) if events.is_empty() => return Err(fault),
+                Err(_) => break,
+            }
+        }
+        drop(rows);
+        for unit in units(&events) {
+            self.publish_unit(history, unit).await?;
+        }
+        Ok(true)
+    }
+
+    async fn publish_unit(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
+        let [single] = unit else {
+            return match publish_batch(self.shared, history, unit).await {
+                Ok(sequence) => self.advance(unit, sequence).await,
+                // An earlier attempt, or another process, stored some of them: find out which, one by one.
+                Err(Fault::Duplicates) => self.publish_one_by_one(history, unit).await,
+                Err(fault) => Err(fault),
+            };
+        };
+        let ack = publish_one(self.shared, history, single).await?;
+        self.advance(unit, ack.sequence).await
+    }
+
+    async fn publish_one_by_one(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
+        let mut stored = 0;
+        let mut sequence = 0;
+        let mut result = Ok(());
+        for event in unit {
+            match publish_one(self.shared, history, event).await {
+                Ok(ack) => {
+                    stored += 1;
+                    sequence = ack.sequence;
+                    if !ack.duplicate {
+                        tracing::debug!(
+                            shard = self.shard,
+                            position = event.position,
+                            "first event the stream had not"
+                        );
+                    }
+                }
+                Err(fault) => {
+                    result = Err(fault);
+                    break;
+                }
+            }
+        }
+        if stored > 0 {
+            self.advance(&unit[..stored], sequence).await?;
+        }
+        result
+    }
+
+    /// Records that the stream holds `stored`, the last of them at `sequence`.
+    async fn advance(&mut self, stored: &[Outgoing], sequence: i64) -> Result<(), Fault> {
+        let (Some(progress), Some(last)) = (self.progress, stored.last()) else {
+            return Err(Fault::Superseded);
+        };
+        if sequence <= progress.stream_sequence {
+            return Err(Fault::Acknowledgement(format!(
+                "sequence {sequence} after {}: the stream went back",
+                progress.stream_sequence
+            )));
+        }
+        let mut connection = self.shared.pool.acquire().await?;
+        if !OutboxProgress::new(&mut connection)
+            .advance(&progress, last.position, sequence)
+            .await?
+        {
+            return Err(Fault::Superseded);
+        }
+        self.progress = Some(Progress {
+            published_position: last.position,
+            stream_sequence: sequence,
+            ..progress
+        });
+        Ok(())
+    }
+}
+
+/// Splits events into batches that are not too large.
+fn units(events: &[Outgoing]) -> impl Iterator<Item = &[Outgoing]> {
+    let mut rest = events;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|event| {
+            bytes += event.body.len();
+            bytes <= BATCH_BYTES
+        });
+        let length = fitting.count().max(1).min(rest.len());
+        let (unit, remaining) = rest.split_at(length);
+        rest = remaining;
+        (!unit.is_empty()).then_some(unit)
+    })
+}
