@@ -1,0 +1,586 @@
+//! Meilisearch: one shared index, settings applied before the first document, ids as strings.
+//!
+//! A batch is at most one upsert task and one deletion task, both waited for; nothing else is in flight. Filters are
+//! made of numbers alone, so no value of a request can become filter syntax. A small index beside it keeps whether the
+//! messages are complete. One process indexes at a time: Meilisearch has no conditional writes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fechatter_core::ChatId;
+use meilisearch_sdk::client::{Client, SwapIndexes};
+use meilisearch_sdk::documents::DocumentsQuery;
+use meilisearch_sdk::errors::{Error, ErrorCode, ErrorType};
+use meilisearch_sdk::indexes::Index;
+use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, Selectors};
+use meilisearch_sdk::settings::{
+    FacetSortValue, FacetingSettings, MinWordSizeForTypos, PaginationSetting, Settings, TypoToleranceSettings,
+};
+use meilisearch_sdk::task_info::TaskInfo;
+use meilisearch_sdk::tasks::Task;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use time::Date;
+use time::macros::format_description;
+use tokio::sync::{Mutex, OnceCell};
+
+use super::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
+use super::{
+    Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, MessageDocument, SearchEngine,
+    Sort, StreamPosition, most_frequent,
+};
+use crate::engine::embedded::schema::micros;
+use crate::query::TextClause;
+use crate::text::{self, Purpose};
+
+/// Changes whenever documents or settings do so that an index written before must be rebuilt.
+const FORMAT: u32 = 1;
+/// Longest wait for one answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a task; a batch whose task takes longer is sent again, which changes nothing.
+const TASK_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pages reach this far.
+const TOTAL_HITS_MAX: usize = 10_100;
+/// Enough to sum kinds from the counts of all of a searcher's chats.
+const FACET_CHATS_MAX: usize = 10_000;
+
+/// How Meilisearch is reached.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub url: String,
+    /// A key with rights on documents, indexes, settings, tasks and search of our indexes.
+    pub key: Option<SecretString>,
+    /// Name of the index of messages; others begin with it.
+    pub index: String,
+}
+
+/// The Meilisearch engine.
+#[derive(Debug)]
+pub struct MeilisearchEngine {
+    client: Client,
+    name: String,
+    prepared: OnceCell<()>,
+    /// Held while changes are applied or indexes change places.
+    changing: Mutex<()>,
+    rebuilding: AtomicBool,
+}
+
+#[derive(Debug, Serialize)]
+struct StoredMessage<'a> {
+    id: String,
+    version: i64,
+    #[serde(flatten)]
+    message: Option<StoredContent<'a>>,
+}
+
+/// Absent in the mark of a deleted message, so that no search, which names a workspace, can match it.
+#[derive(Debug, Serialize)]
+struct StoredContent<'a> {
+    workspace_id: String,
+    chat_id: String,
+    sender_id: String,
+    content: &'a str,
+    created_micros: i64,
+    day: String,
+    has_link: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct StoredVersion {
+    id: String,
+    version: i64,
+}
+
+#[derive(Debug, Deserialize)]
+struct StoredId {
+    id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    id: String,
+    format: u32,
+}
+
+fn engine_error(error: &Error) -> EngineError {
+    match error {
+        Error::Meilisearch(refused) if refused.error_type == ErrorType::InvalidRequest => {
+            EngineError::Rejected(error.to_string())
+        }
+        Error::Meilisearch(_) => EngineError::Unavailable(error.to_string()),
+        // These carry the address, which is not ours to show.
+        Error::MeilisearchCommunication(failed) => EngineError::Unavailable(format!("HTTP {}", failed.status_code)),
+        Error::HttpError(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),
+        _ => EngineError::Unavailable(error.to_string()),
+    }
+}
+
+/// Waits for an answer within the bound.
+async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, EngineError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
+        Ok(result) => result.map_err(|error| engine_error(&error)),
+        Err(_) => Err(EngineError::Unavailable(
+            "Meilisearch did not answer in time".to_owned(),
+        )),
+    }
+}
+
+impl MeilisearchEngine {
+    /// A client of the server; nothing is asked of it yet.
+    pub fn new(options: &Options) -> Result<Self, EngineError> {
+        let key = options.key.as_ref().map(|key| key.expose_secret().to_owned());
+        let client = Client::new(&options.url, key).map_err(|error| engine_error(&error))?;
+        Ok(Self {
+            client,
+            name: options.index.clone(),
+            prepared: OnceCell::new(),
+            changing: Mutex::new(()),
+            rebuilding: AtomicBool::new(false),
+        })
+    }
+
+    fn messages(&self) -> Index {
+        self.client.index(&self.name)
+    }
+
+    fn fresh_name(&self) -> String {
+        format!("{}_rebuild", self.name)
+    }
+
+    fn fresh(&self) -> Index {
+        self.client.index(self.fresh_name())
+    }
+
+    fn state(&self) -> Index {
+        self.client.index(format!("{}_state", self.name))
+    }
+
+    /// Makes the index and applies its settings, once per process.
+    async fn prepare(&self) -> Result<(), EngineError> {
+        self.prepared
+            .get_or_try_init(|| self.prepare_index(&self.name))
+            .await
+            .copied()
+    }
+
+    async fn prepare_index(&self, name: &str) -> Result<(), EngineError> {
+        match bounded(self.client.get_raw_index(name)).await {
+            Ok(_) => {}
+            Err(EngineError::Rejected(_)) => {
+                let task = bounded(self.client.create_index(name, Some("id"))).await?;
+                self.finish_tolerating(task, &[ErrorCode::IndexAlreadyExists]).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        let settings = settings();
+        let task = bounded(self.client.index(name).set_settings(&settings)).await?;
+        self.finish(task).await
+    }
+
+    async fn finish(&self, task: TaskInfo) -> Result<(), EngineError> {
+        self.finish_tolerating(task, &[]).await
+    }
+
+    /// Waits until a task has succeeded, looking often at first.
+    async fn finish_tolerating(&self, task: TaskInfo, tolerated: &[ErrorCode]) -> Result<(), EngineError> {
+        let deadline = tokio::time::Instant::now() + TASK_TIMEOUT;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            match bounded(self.client.get_task(&task)).await? {
+                Task::Succeeded { .. } => return Ok(()),
+                Task::Failed { content } if tolerated.contains(&content.error.error_code) => return Ok(()),
+                Task::Failed { content } => return Err(engine_error(&Error::Meilisearch(content.error))),
+                Task::Enqueued { .. } | Task::Processing { .. } => {}
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(EngineError::Unavailable("a Meilisearch task takes too long".to_owned()));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Applies changes to one index.
+    async fn apply_to(&self, index: &Index, changes: &[Change]) -> Result<Applied, EngineError> {
+        let (documents, chats) = collapse(changes);
+        let versions = versions(index, documents.keys().copied()).await?;
+        let mut applied = Applied {
+            deleted: chats.len(),
+            ..Applied::default()
+        };
+        let mut stored = Vec::with_capacity(documents.len());
+        for (id, (version, message)) in &documents {
+            if versions.get(id).is_some_and(|known| known >= version) {
+                applied.stale += 1;
+                continue;
+            }
+            match message {
+                Some(_) => applied.written += 1,
+                None => applied.deleted += 1,
+            }
+            stored.push(StoredMessage {
+                id: id.to_string(),
+                version: *version,
+                message: message.map(StoredContent::of),
+            });
+        }
+        let mut tasks = Vec::with_capacity(2);
+        if !stored.is_empty() {
+            tasks.push(bounded(index.add_or_replace(&stored, Some("id"))).await?);
+        }
+        if !chats.is_empty() {
+            let filter = format!("chat_id IN [{}]", quoted(chats.iter().map(|chat| chat.0)));
+            let mut query = meilisearch_sdk::documents::DocumentDeletionQuery::new(index);
+            query.with_filter(&filter);
+            tasks.push(bounded(index.delete_documents_with(&query)).await?);
+        }
+        for task in tasks {
+            self.finish(task).await?;
+        }
+        Ok(applied)
+    }
+
+    async fn drop_fresh(&self) -> Result<(), EngineError> {
+        let task = bounded(self.client.delete_index(self.fresh_name())).await?;
+        self.finish_tolerating(task, &[ErrorCode::IndexNotFound]).await
+    }
+}
+
+impl<'a> StoredContent<'a> {
+    fn of(message: &'a MessageDocument) -> Self {
+        Self {
+            workspace_id: message.workspace_id.to_string(),
+            chat_id: message.chat_id.to_string(),
+            sender_id: message.sender_id.to_string(),
+            content: &message.content,
+            created_micros: micros(message.created_at),
+            day: message
+                .created_at
+                .to_offset(time::UtcOffset::UTC)
+                .date()
+                .format(format_description!("[year]-[month]-[day]"))
+                .unwrap_or_default(),
+            has_link: text::has_link(&message.content),
+        }
+    }
+}
+
+type Latest<'a> = BTreeMap<i64, (i64, Option<&'a MessageDocument>)>;
+
+/// The last state of each message and the chats to forget, whose messages are left out: a chat never comes back.
+fn collapse(changes: &[Change]) -> (Latest<'_>, HashSet<ChatId>) {
+    let chats: HashSet<ChatId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::DeleteChat(chat) => Some(*chat),
+            _ => None,
+        })
+        .collect();
+    let mut latest = Latest::new();
+    for change in changes {
+        let (id, version, message) = match change {
+            Change::Upsert(message) if chats.contains(&message.chat_id) => continue,
+            Change::Upsert(message) => (message.id.0, message.version, Some(message)),
+            Change::Delete { id, version } => (id.0, *version, None),
+            Change::DeleteChat(_) => continue,
+        };
+        if latest.get(&id).is_none_or(|(known, _)| *known < version) {
+            latest.insert(id, (version, message));
+        }
+    }
+    (latest, chats)
+}
+
+async fn versions(index: &Index, ids: impl Iterator<Item = i64>) -> Result<HashMap<i64, i64>, EngineError> {
+    let ids: Vec<i64> = ids.collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let filter = format!("id IN [{}]", quoted(ids.iter().copied()));
+    let mut query = DocumentsQuery::new(index);
+    query
+        .with_filter(&filter)
+        .with_limit(ids.len())
+        .with_fields(["id", "version"]);
+    let known = bounded(index.get_documents_with::<StoredVersion>(&query)).await?;
+    Ok(known
+        .results
+        .into_iter()
+        .filter_map(|stored| Some((stored.id.parse().ok()?, stored.version)))
+        .collect())
+}
+
+fn quoted(ids: impl Iterator<Item = i64>) -> String {
+    ids.map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",")
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings::new()
+        .with_searchable_attributes(["content"])
+        .with_displayed_attributes(["id", "version"])
+        .with_filterable_attributes([
+            "id",
+            "workspace_id",
+            "chat_id",
+            "sender_id",
+            "created_micros",
+            "day",
+            "has_link",
+        ])
+        .with_sortable_attributes(["created_micros"])
+        // `sort` first: "newest" means newest. Without it the rest decides and recency breaks ties.
+        .with_ranking_rules([
+            "sort",
+            "words",
+            "typo",
+            "proximity",
+            "attribute",
+            "exactness",
+            "created_micros:desc",
+        ])
+        .with_pagination(PaginationSetting {
+            max_total_hits: TOTAL_HITS_MAX,
+        })
+        .with_faceting(FacetingSettings {
+            max_values_per_facet: FACET_CHATS_MAX,
+            sort_facet_values_by: Some(BTreeMap::from([("*".to_owned(), FacetSortValue::Count)])),
+        });
+    settings.typo_tolerance = Some(TypoToleranceSettings {
+        enabled: Some(true),
+        min_word_size_for_typos: Some(MinWordSizeForTypos {
+            one_typo: u8::try_from(ONE_TYPO_CHARS).ok(),
+            two_typos: u8::try_from(TWO_TYPOS_CHARS).ok(),
+        }),
+        ..TypoToleranceSettings::default()
+    });
+    settings
+}
+
+/// The query text: words without what Meilisearch would read as syntax (quotes, a leading minus), phrases in quotes.
+fn query_text(clauses: &[TextClause]) -> String {
+    clauses
+        .iter()
+        .map(|clause| match clause {
+            TextClause::Phrase(text) => format!("\"{}\"", text.replace('"', " ")),
+            TextClause::Word(text) | TextClause::Prefix(text) => {
+                text.replace('"', " ").trim_start_matches('-').to_owned()
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn filter(query: &EngineQuery) -> String {
+    let mut all = vec![
+        format!("workspace_id = \"{}\"", query.workspace_id),
+        format!("chat_id IN [{}]", quoted(query.chats.iter().map(|chat| chat.0))),
+    ];
+    if let Some(senders) = &query.senders {
+        all.push(format!(
+            "sender_id IN [{}]",
+            quoted(senders.iter().map(|sender| sender.0))
+        ));
+    }
+    if let Some(from) = query.created.from {
+        all.push(format!("created_micros >= {}", micros(from)));
+    }
+    if let Some(until) = query.created.until {
+        all.push(format!("created_micros < {}", micros(until)));
+    }
+    if query.has_link {
+        all.push("has_link = true".to_owned());
+    }
+    all.join(" AND ")
+}
+
+fn ids_of<K: From<i64> + Ord>(counts: Option<&HashMap<String, usize>>) -> BTreeMap<K, u64> {
+    counts
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, count)| Some((id.parse::<i64>().ok()?.into(), *count as u64)))
+        .collect()
+}
+
+#[async_trait]
+impl SearchEngine for MeilisearchEngine {
+    fn name(&self) -> &'static str {
+        "meilisearch"
+    }
+
+    async fn apply(&self, changes: Vec<Change>, _position: Option<StreamPosition>) -> Result<Applied, EngineError> {
+        self.prepare().await?;
+        let _changing = self.changing.lock().await;
+        if self.rebuilding.load(Ordering::Acquire) {
+            self.apply_to(&self.fresh(), &changes).await?;
+        }
+        self.apply_to(&self.messages(), &changes).await
+    }
+
+    async fn search(&self, query: EngineQuery) -> Result<Found, EngineError> {
+        let wordless = |clause: &TextClause| text::tokens(clause.text(), Purpose::Query).is_empty();
+        if query.chats.is_empty() || query.text.iter().any(wordless) {
+            return Ok(Found::default());
+        }
+        self.prepare().await?;
+        let index = self.messages();
+        let (text, filter) = (query_text(&query.text), filter(&query));
+        let mut search = SearchQuery::new(&index);
+        search
+            .with_query(&text)
+            .with_filter(&filter)
+            .with_offset(query.offset)
+            .with_limit(query.limit)
+            .with_attributes_to_retrieve(Selectors::Some(&["id"]))
+            .with_facets(Selectors::Some(&["sender_id", "chat_id", "day"]))
+            .with_matching_strategy(MatchingStrategies::ALL);
+        if query.sort == Sort::Newest || query.text.is_empty() {
+            search.with_sort(&["created_micros:desc"]);
+        }
+        let results = bounded(search.execute::<StoredId>()).await?;
+        let facets = results.facet_distribution.unwrap_or_default();
+        let day = |text: &str| Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
+        Ok(Found {
+            hits: results
+                .hits
+                .iter()
+                .filter_map(|hit| {
+                    Some(Hit {
+                        id: hit.result.id.parse().ok()?,
+                    })
+                })
+                .collect(),
+            facets: Facets {
+                senders: most_frequent(ids_of(facets.get("sender_id")), FACET_VALUES_MAX),
+                chats: ids_of(facets.get("chat_id")),
+                days: most_frequent(
+                    facets
+                        .get("day")
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|(text, count)| Some((day(text)?, *count as u64))),
+                    FACET_VALUES_MAX,
+                ),
+            },
+            total: results.estimated_total_hits.unwrap_or_default() as u64,
+        })
+    }
+
+    async fn check(&self) -> Result<String, EngineError> {
+        let health = bounded(self.client.health()).await?;
+        Ok(format!("meilisearch {}", health.status))
+    }
+
+    async fn documents(&self) -> Result<u64, EngineError> {
+        self.prepare().await?;
+        let index = self.messages();
+        // Marks of deleted messages have no day, so they are in no facet and match no such filter.
+        let mut search = SearchQuery::new(&index);
+        search
+            .with_filter("created_micros >= 0")
+            .with_page(1)
+            .with_hits_per_page(1);
+        let results = bounded(search.execute::<StoredId>()).await?;
+        Ok(results.total_hits.unwrap_or_default() as u64)
+    }
+
+    async fn position(&self) -> Result<Option<StreamPosition>, EngineError> {
+        Ok(None)
+    }
+
+    async fn incomplete(&self) -> Result<Option<String>, EngineError> {
+        self.prepare().await?;
+        let state = self.state();
+        match bounded(state.get_document::<State>("state")).await {
+            Ok(state) if state.format == FORMAT => Ok(None),
+            Ok(state) => Ok(Some(format!(
+                "it has format {}, this build needs {FORMAT}",
+                state.format
+            ))),
+            Err(EngineError::Rejected(_)) => Ok(Some("the index is new".to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn rebuild_begin(&self) -> Result<i64, EngineError> {
+        self.prepare().await?;
+        let _changing = self.changing.lock().await;
+        self.drop_fresh().await?;
+        self.prepare_index(&self.fresh_name()).await?;
+        self.rebuilding.store(true, Ordering::Release);
+        Ok(0)
+    }
+
+    async fn rebuild_load(&self, changes: Vec<Change>, _cursor: i64) -> Result<(), EngineError> {
+        let _changing = self.changing.lock().await;
+        self.apply_to(&self.fresh(), &changes).await.map(drop)
+    }
+
+    async fn rebuild_finish(&self) -> Result<(), EngineError> {
+        let _changing = self.changing.lock().await;
+        let swap = SwapIndexes {
+            indexes: (self.name.clone(), self.fresh_name()),
+            rename: None,
+        };
+        let task = bounded(self.client.swap_indexes([&swap])).await?;
+        self.finish(task).await?;
+        self.rebuilding.store(false, Ordering::Release);
+        let state = self.state();
+        let complete = [State {
+            id: "state".to_owned(),
+            format: FORMAT,
+        }];
+        let task = bounded(state.add_or_replace(&complete, Some("id"))).await?;
+        self.finish(task).await?;
+        self.drop_fresh().await
+    }
+
+    async fn rebuild_abort(&self) -> Result<(), EngineError> {
+        let _changing = self.changing.lock().await;
+        self.rebuilding.store(false, Ordering::Release);
+        self.drop_fresh().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_clause_becomes_syntax() {
+        let clauses = [
+            TextClause::Word("-secret".to_owned()),
+            TextClause::Phrase("a \"b".to_owned()),
+            TextClause::Prefix("x\"".to_owned()),
+        ];
+        assert_eq!(query_text(&clauses), "secret \"a  b\" x ");
+    }
+
+    #[test]
+    fn the_last_state_of_a_message_wins_and_deleted_chats_take_theirs_along() {
+        let message = |id: i64, chat: i64, version| MessageDocument {
+            id: id.into(),
+            workspace_id: 1.into(),
+            chat_id: chat.into(),
+            sender_id: 1.into(),
+            content: "x".to_owned(),
+            created_at: time::OffsetDateTime::UNIX_EPOCH,
+            version,
+        };
+        let changes = [
+            Change::Upsert(message(1, 1, 2)),
+            Change::Upsert(message(1, 1, 1)),
+            Change::Upsert(message(2, 2, 1)),
+            Change::DeleteChat(2.into()),
+            Change::Delete {
+                id: 3.into(),
+                version: 2,
+            },
+        ];
+        let (latest, chats) = collapse(&changes);
+        assert_eq!(latest.keys().copied().collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(latest[&1].0, 2);
+        assert!(latest[&3].1.is_none() && chats.contains(&2.into()));
+    }
+}
