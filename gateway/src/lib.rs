@@ -1,1 +1,32 @@
-//! gateway
+//! The edge of Fechatter: TLS, strict HTTP, identity, authentication, limits and routing on Pingora.
+//!
+//! What belongs here: everything that can be decided without knowing what a chat is. What must not: product rules, SQL,
+//! bodies of requests and answers. [`proxy`] is the request path; each rule lives in the module named after it.
+
+pub mod access_log;
+pub mod answer;
+pub mod auth;
+pub mod body;
+pub mod certificate;
+pub mod config;
+pub mod connection;
+pub mod cors;
+pub mod dev_certificate;
+pub mod drain;
+pub mod framing;
+pub mod head;
+pub mod health;
+pub mod http2;
+pub mod identity;
+pub mod listener;
+pub mod metrics;
+pub mod path;
+pub mod proxy;
+pub mod rate_limit;
+pub mod redirect;
+pub mod request;
+pub mod revocation;
+pub mod routes;
+pub mod server;
+pub mod tls;
+pub mod upstreams;

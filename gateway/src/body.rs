@@ -1,0 +1,121 @@
+//! Request bodies: bounded, and complete before an upstream hears of the request.
+//!
+//! A small body is received whole first. A slow or broken one then never holds an upstream, nothing half-read is ever
+//! forwarded, and a failed attempt can be repeated. A large one must say its length and is counted as it passes.
+
+use std::time::Duration;
+
+use fechatter_core::problem::Code;
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use pingora::{ErrorType, HTTPStatus};
+
+use crate::answer::Refusal;
+
+/// Largest body received before forwarding, in bytes: what Pingora keeps for a repeated attempt.
+pub const RECEIVED_FIRST: usize = 64 * 1_024;
+
+/// Refuses a declared length beyond `max` before a byte of it is read.
+pub fn check_declared(request: &RequestHeader, max: usize) -> Result<Option<usize>, Refusal> {
+    let Some(value) = request.headers.get(CONTENT_LENGTH) else {
+        return Ok(None);
+    };
+    let length: usize = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Refusal::new(Code::BadRequest, "content_length", "Content-Length must be a number."))?;
+    if length > max {
+        Err(too_large(max))
+    } else {
+        Ok(Some(length))
+    }
+}
+
+/// Receives a small or undeclared body. Pingora keeps it and sends it to the upstream.
+pub async fn receive(
+    session: &mut Session,
+    declared: Option<usize>,
+    max: usize,
+    within: Duration,
+) -> Result<(), Refusal> {
+    if declared.is_some_and(|length| length > RECEIVED_FIRST) || session.as_downstream_mut().is_body_done() {
+        return Ok(());
+    }
+    let limit = max.min(RECEIVED_FIRST);
+    let request = session.req_header();
+    let is_declared =
+        declared.is_some() || request.headers.contains_key(TRANSFER_ENCODING) || session.as_downstream().is_http2();
+    if !is_declared {
+        return Ok(());
+    }
+    if session.req_header().headers.contains_key(EXPECT) && !session.as_downstream().is_http2() {
+        session
+            .as_downstream_mut()
+            .write_continue_response()
+            .await
+            .map_err(|error| broken(&error))?;
+    }
+    session.as_downstream_mut().enable_retry_buffering();
+    let mut received = 0;
+    let all = async {
+        while let Some(chunk) = session
+            .as_downstream_mut()
+            .read_request_body()
+            .await
+            .map_err(|error| broken(&error))?
+        {
+            received += chunk.len();
+            if received > limit {
+                return Err(if limit < max { length_wanted() } else { too_large(max) });
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(within, all).await {
+        Ok(result) => result,
+        Err(_) => Err(Refusal::new(
+            Code::RequestTimeout,
+            "body_timeout",
+            "The request body took too long.",
+        )),
+    }
+}
+
+/// Counts a body as it passes.
+pub fn count(seen: &mut usize, chunk: usize, max: usize) -> pingora::Result<()> {
+    *seen += chunk;
+    if *seen > max {
+        return pingora::Error::e_explain(HTTPStatus(Code::PayloadTooLarge.status()), "request body is too large");
+    }
+    Ok(())
+}
+
+/// The refusal of a body beyond `max`.
+pub fn too_large(max: usize) -> Refusal {
+    let detail = if max == 0 {
+        "This route takes no body.".to_owned()
+    } else {
+        format!("The body is larger than the {max} bytes this route accepts.")
+    };
+    Refusal::new(Code::PayloadTooLarge, "body_too_large", detail)
+}
+
+fn length_wanted() -> Refusal {
+    let detail = format!("A body of more than {RECEIVED_FIRST} bytes must come with a Content-Length.");
+    Refusal::new(Code::PayloadTooLarge, "body_length_unknown", detail)
+}
+
+fn broken(error: &pingora::Error) -> Refusal {
+    match error.etype() {
+        ErrorType::ReadTimedout => {
+            Refusal::new(Code::RequestTimeout, "body_timeout", "The request body took too long.")
+        }
+        _ => Refusal::new(
+            Code::BadRequest,
+            "body_framing",
+            "The request body is incomplete or its framing is broken.",
+        ),
+    }
+}

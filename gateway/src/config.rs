@@ -1,0 +1,406 @@
+//! The gateway's configuration: every setting, its default and its accepted range.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fechatter_core::config::{Faults, Validate};
+use ipnet::IpNet;
+use observability::LogConfig;
+use serde::Deserialize;
+use service_runtime::config::{Nats, TokenCheck};
+
+use crate::routes::Class;
+
+/// Prefix of the environment variables that overlay the file.
+pub const ENV_PREFIX: &str = "FECHATTER_GATEWAY__";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Public HTTPS address.
+    pub listen: SocketAddr,
+    /// Public HTTP address that only redirects to HTTPS.
+    pub redirect_listen: SocketAddr,
+    /// Port named in the redirect; 0 means that of `listen`. Another one is needed behind a port mapping.
+    pub public_port: u16,
+    /// `/live`, `/ready`, `/metrics`. Never expose it.
+    pub admin_listen: SocketAddr,
+    pub tls: Tls,
+    pub upstreams: Upstreams,
+    pub auth: TokenCheck,
+    pub nats: Nats,
+    pub log: LogConfig,
+    pub limits: Limits,
+    pub rate_limits: RateLimits,
+    pub cors: Cors,
+    pub drain: Drain,
+    /// Networks (CIDR) of proxies in front of us whose `x-forwarded-for`, `x-request-id` and `traceparent` are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: loopback(8443),
+            redirect_listen: loopback(8080),
+            public_port: 0,
+            admin_listen: loopback(9443),
+            tls: Tls::default(),
+            upstreams: Upstreams::default(),
+            auth: TokenCheck::default(),
+            nats: Nats::default(),
+            log: LogConfig::default(),
+            limits: Limits::default(),
+            rate_limits: RateLimits::default(),
+            cors: Cors::default(),
+            drain: Drain::default(),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port)
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// PEM file: the certificate, then its intermediates.
+    pub certificate: PathBuf,
+    /// PEM file: the private key of `certificate`.
+    pub key: PathBuf,
+    /// Certificates for other names, chosen by SNI.
+    pub additional: Vec<CertificateFiles>,
+    /// How often the files are looked at for a change, 1 to 3,600 seconds.
+    pub reload_seconds: u64,
+    /// Longest TLS handshake, 100 to 60,000 ms.
+    pub handshake_timeout_ms: u64,
+    /// Sessions remembered for TLS 1.2 resumption without tickets, 0 to 1,000,000.
+    pub sessions: usize,
+}
+
+/// One certificate and its key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificate: PathBuf::new(),
+            key: PathBuf::new(),
+            additional: Vec::new(),
+            reload_seconds: 5,
+            handshake_timeout_ms: 10_000,
+            sessions: 10_000,
+        }
+    }
+}
+
+/// `[upstreams]`: `host:port` lists; names are resolved again every few seconds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstreams {
+    pub chat: Vec<String>,
+    pub notify: Vec<String>,
+    pub indexer: Vec<String>,
+    /// Pause between two health checks of a healthy upstream, 100 to 60,000 ms.
+    pub health_interval_ms: u64,
+    /// Longest health check, 50 to 30,000 ms.
+    pub health_timeout_ms: u64,
+    /// Longest connection attempt, 50 to 30,000 ms.
+    pub connect_timeout_ms: u64,
+    /// Longest wait for the next bytes of an ordinary answer, 100 to 300,000 ms.
+    pub read_timeout_ms: u64,
+    /// The same on streams; longer than the heartbeat of notify_service (25 s), 1,000 to 3,600,000 ms.
+    pub stream_read_timeout_ms: u64,
+    /// How long an unused connection is kept, 1 to 3,600 seconds.
+    pub idle_seconds: u64,
+    /// Unused connections kept in all, 0 to 100,000.
+    pub idle_connections: usize,
+}
+
+impl Default for Upstreams {
+    fn default() -> Self {
+        Self {
+            chat: vec!["127.0.0.1:6688".to_owned()],
+            notify: vec!["127.0.0.1:6687".to_owned()],
+            indexer: vec!["127.0.0.1:6689".to_owned()],
+            health_interval_ms: 1_000,
+            health_timeout_ms: 2_000,
+            connect_timeout_ms: 1_000,
+            read_timeout_ms: 30_000,
+            stream_read_timeout_ms: 60_000,
+            idle_seconds: 50,
+            idle_connections: 1_024,
+        }
+    }
+}
+
+/// `[limits]`: what one connection or request may cost.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest path and query, 256 to 65,536 bytes; beyond: 414.
+    pub uri_bytes: usize,
+    /// Longest request line and header fields together, 1,024 to 262,144 bytes; beyond: 431.
+    pub header_bytes: usize,
+    /// Most header fields, 10 to 250; beyond: 431.
+    pub header_fields: usize,
+    /// Longest wait for a complete request head once it has begun, 100 to 120,000 ms; beyond: 408.
+    pub header_timeout_ms: u64,
+    /// Longest wait for a complete request body of up to 64 KiB, 100 to 600,000 ms; beyond: 408.
+    pub body_timeout_ms: u64,
+    /// How long an idle client connection is kept, 1 to 3,600 seconds.
+    pub idle_seconds: u64,
+    /// Longest wait for a client to take the next bytes of an answer, 1 to 3,600 seconds.
+    pub write_seconds: u64,
+    /// Client connections in all, 1 to 1,000,000.
+    pub connections: usize,
+    /// Client connections of one address (IPv6: one /64), 1 to 1,000,000.
+    pub connections_per_address: usize,
+    /// Concurrent requests of one HTTP/2 connection, 1 to 1,000.
+    pub http2_streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            uri_bytes: 8_192,
+            header_bytes: 32_768,
+            header_fields: 100,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
+            idle_seconds: 60,
+            write_seconds: 30,
+            connections: 50_000,
+            connections_per_address: 20_000,
+            http2_streams: 100,
+        }
+    }
+}
+
+/// A number of requests in a window: so many at once, then evenly spread over the window.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// 1 to 100,000,000.
+    pub requests: u32,
+    /// 1 to 86,400.
+    pub window_seconds: u32,
+}
+
+/// `[rate_limits]`: one limit per route class, for each user or, where there is none, each address.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimits {
+    pub auth: RateLimit,
+    pub send: RateLimit,
+    pub read: RateLimit,
+    pub search: RateLimit,
+    pub stream: RateLimit,
+    /// Keys remembered per class, 100 to 10,000,000; beyond, new ones share a few buckets.
+    pub keys: usize,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        let per_minute = |requests| RateLimit {
+            requests,
+            window_seconds: 60,
+        };
+        Self {
+            auth: per_minute(120),
+            send: per_minute(600),
+            read: per_minute(3_000),
+            search: per_minute(300),
+            stream: per_minute(120),
+            keys: 200_000,
+        }
+    }
+}
+
+impl RateLimits {
+    /// The limit of a class.
+    pub const fn of(&self, class: Class) -> RateLimit {
+        match class {
+            Class::Auth => self.auth,
+            Class::Send => self.send,
+            Class::Read => self.read,
+            Class::Search => self.search,
+            Class::Stream => self.stream,
+        }
+    }
+}
+
+/// `[cors]`: browsers' cross-origin requests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cors {
+    /// Exact origins, such as `https://chat.example.org`; none by default, and never `*`.
+    pub origins: Vec<String>,
+    /// How long a browser may remember a preflight, 0 to 86,400 seconds.
+    pub max_age_seconds: u32,
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        Self {
+            origins: Vec::new(),
+            max_age_seconds: 600,
+        }
+    }
+}
+
+/// `[drain]`: what happens between SIGTERM and the end.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// `/ready` says 503 this long before connections are refused, 0 to 120,000 ms.
+    pub delay_ms: u64,
+    /// Requests in flight may go on this long, 0 to 3,600,000 ms.
+    pub timeout_ms: u64,
+    /// Streams still open when only they are left are closed spread over this time, 0 to 600,000 ms.
+    pub stream_spread_ms: u64,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            delay_ms: 1_000,
+            timeout_ms: 25_000,
+            stream_spread_ms: 2_000,
+        }
+    }
+}
+
+impl Config {
+    /// The port clients reach us at.
+    pub fn public_port(&self) -> u16 {
+        if self.public_port == 0 {
+            self.listen.port()
+        } else {
+            self.public_port
+        }
+    }
+}
+
+/// A setting in milliseconds as a duration.
+pub const fn millis(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+impl Validate for Config {
+    fn validate(&self, faults: &mut Faults) {
+        self.auth.validate(faults);
+        self.nats.validate(faults);
+        self.validate_tls(faults);
+        self.validate_upstreams(faults);
+        self.validate_limits(faults);
+        for class in Class::ALL {
+            let (name, limit) = (class.as_str(), self.rate_limits.of(class));
+            faults.range(&format!("rate_limits.{name}.requests"), limit.requests, 1, 100_000_000);
+            faults.range(
+                &format!("rate_limits.{name}.window_seconds"),
+                limit.window_seconds,
+                1,
+                86_400,
+            );
+        }
+        faults.range("rate_limits.keys", self.rate_limits.keys, 100, 10_000_000);
+        for origin in &self.cors.origins {
+            if !crate::cors::is_origin(origin) {
+                faults.add(
+                    "cors.origins",
+                    format_args!("{origin:?} is not an exact origin such as https://chat.example.org"),
+                );
+            }
+        }
+        faults.range("cors.max_age_seconds", self.cors.max_age_seconds, 0, 86_400);
+        faults.range("drain.delay_ms", self.drain.delay_ms, 0, 120_000);
+        faults.range("drain.timeout_ms", self.drain.timeout_ms, 0, 3_600_000);
+        faults.range("drain.stream_spread_ms", self.drain.stream_spread_ms, 0, 600_000);
+    }
+}
+
+impl Config {
+    fn validate_tls(&self, faults: &mut Faults) {
+        faults.range("tls.reload_seconds", self.tls.reload_seconds, 1, 3_600);
+        faults.range("tls.handshake_timeout_ms", self.tls.handshake_timeout_ms, 100, 60_000);
+        faults.range("tls.sessions", self.tls.sessions, 0, 1_000_000);
+        let mut complete = true;
+        for (key, path) in [("tls.certificate", &self.tls.certificate), ("tls.key", &self.tls.key)] {
+            if path.as_os_str().is_empty() {
+                faults.add(
+                    key,
+                    "must be set; `gateway dev-certificate --dir D` makes a certificate for development",
+                );
+                complete = false;
+            }
+        }
+        if complete && let Err(error) = crate::certificate::Certificates::load(&self.tls) {
+            faults.add("tls.certificate", error);
+        }
+    }
+
+    fn validate_upstreams(&self, faults: &mut Faults) {
+        let upstreams = &self.upstreams;
+        for (key, list) in [
+            ("upstreams.chat", &upstreams.chat),
+            ("upstreams.notify", &upstreams.notify),
+            ("upstreams.indexer", &upstreams.indexer),
+        ] {
+            if list.is_empty() {
+                faults.add(key, "must name at least one host:port");
+            }
+            for authority in list {
+                if !crate::upstreams::is_authority(authority) {
+                    faults.add(key, format_args!("{authority:?} is not host:port"));
+                }
+            }
+        }
+        faults.range(
+            "upstreams.health_interval_ms",
+            upstreams.health_interval_ms,
+            100,
+            60_000,
+        );
+        faults.range("upstreams.health_timeout_ms", upstreams.health_timeout_ms, 50, 30_000);
+        faults.range("upstreams.connect_timeout_ms", upstreams.connect_timeout_ms, 50, 30_000);
+        faults.range("upstreams.read_timeout_ms", upstreams.read_timeout_ms, 100, 300_000);
+        faults.range(
+            "upstreams.stream_read_timeout_ms",
+            upstreams.stream_read_timeout_ms,
+            1_000,
+            3_600_000,
+        );
+        faults.range("upstreams.idle_seconds", upstreams.idle_seconds, 1, 3_600);
+        faults.range("upstreams.idle_connections", upstreams.idle_connections, 0, 100_000);
+    }
+
+    fn validate_limits(&self, faults: &mut Faults) {
+        let limits = &self.limits;
+        faults.range("limits.uri_bytes", limits.uri_bytes, 256, 65_536);
+        faults.range("limits.header_bytes", limits.header_bytes, 1_024, 262_144);
+        faults.range("limits.header_fields", limits.header_fields, 10, 250);
+        faults.range("limits.header_timeout_ms", limits.header_timeout_ms, 100, 120_000);
+        faults.range("limits.body_timeout_ms", limits.body_timeout_ms, 100, 600_000);
+        faults.range("limits.idle_seconds", limits.idle_seconds, 1, 3_600);
+        faults.range("limits.write_seconds", limits.write_seconds, 1, 3_600);
+        faults.range("limits.connections", limits.connections, 1, 1_000_000);
+        faults.range(
+            "limits.connections_per_address",
+            limits.connections_per_address,
+            1,
+            1_000_000,
+        );
+        faults.range("limits.http2_streams", limits.http2_streams, 1, 1_000);
+    }
+}

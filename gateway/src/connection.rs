@@ -1,0 +1,229 @@
+//! One client connection as Pingora sees it: TLS over TCP, with answers gathered into few writes.
+//!
+//! Pingora's own stream keeps two buffers of 64 KiB for each connection. This one keeps none while idle, which is what
+//! thousands of open event streams need, and joins the head and the body of an answer into one TLS record.
+
+use std::any::Any;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use pingora::proxy::Session;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Most bytes gathered before they are written.
+const GATHER: usize = 8 * 1024;
+/// How long and how much a closing connection still listens, so that the client reads our answer before it meets a
+/// reset for what we did not read.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// What is known about a connection; every request on it can reach this.
+#[derive(Debug)]
+pub struct Facts {
+    pub peer: SocketAddr,
+    pub handshake: Duration,
+    pub tls_version: &'static str,
+    /// Requests begun on it.
+    pub requests: AtomicU32,
+}
+
+impl Facts {
+    /// The facts of the connection a request came by.
+    pub fn of(session: &Session) -> Option<&Arc<Self>> {
+        let digest = session.as_downstream().digest()?.proxy_digest.as_ref()?;
+        digest.user_data.as_ref()?.downcast_ref()
+    }
+}
+
+/// A client connection.
+pub struct Connection {
+    tls: TlsStream<TcpStream>,
+    gathered: BytesMut,
+    http2: bool,
+    established: SystemTime,
+    handshake: Duration,
+    ssl: Arc<SslDigest>,
+    facts: Arc<ProxyDigest>,
+    socket: Arc<SocketDigest>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("http2", &self.http2)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Wraps a connection whose handshake is done.
+    pub fn new(
+        tls: TlsStream<TcpStream>,
+        peer: SocketAddr,
+        handshake: Duration,
+    ) -> pingora::Result<(Self, Arc<Facts>)> {
+        let (tcp, session) = tls.get_ref();
+        let version = session
+            .protocol_version()
+            .and_then(|version| version.as_str())
+            .unwrap_or("");
+        let suite = session
+            .negotiated_cipher_suite()
+            .and_then(|suite| suite.suite().as_str())
+            .unwrap_or("");
+        let http2 = session.alpn_protocol() == Some(b"h2");
+        let facts = Arc::new(Facts {
+            peer,
+            handshake,
+            tls_version: version,
+            requests: AtomicU32::new(0),
+        });
+        let user_data: Box<dyn Any + Send + Sync> = Box::new(Arc::clone(&facts));
+        let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+        // Known already; else Pingora would ask the kernel.
+        let _ = socket.peer_addr.set(Some(peer.into()));
+        let connection = Self {
+            http2,
+            gathered: BytesMut::new(),
+            established: SystemTime::now(),
+            handshake,
+            ssl: Arc::new(SslDigest::new(suite, version, None, None, Vec::new())),
+            facts: Arc::new(ProxyDigest::new(
+                Box::new(ResponseHeader::build(200, Some(0))?),
+                Some(user_data),
+            )),
+            socket: Arc::new(socket),
+            tls,
+        };
+        Ok((connection, facts))
+    }
+
+    /// Whether the client chose HTTP/2.
+    pub const fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    fn poll_write_gathered(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.gathered.has_remaining() {
+            let written = ready!(Pin::new(&mut self.tls).poll_write(context, &self.gathered))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered.advance(written);
+        }
+        // An idle connection holds no memory for writing.
+        self.gathered = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gathered.len() + bytes.len() > GATHER {
+            ready!(self.poll_write_gathered(context))?;
+        }
+        if bytes.len() >= GATHER {
+            return Pin::new(&mut self.tls).poll_write(context, bytes);
+        }
+        self.gathered.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_gathered(context))?;
+        Pin::new(&mut self.tls).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_gathered(context))?;
+        Pin::new(&mut self.tls).poll_shutdown(context)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Connection {
+    async fn shutdown(&mut self) {
+        if AsyncWriteExt::shutdown(self).await.is_err() {
+            return;
+        }
+        let mut scrap = [0; 4_096];
+        let mut left = LINGER_BYTES;
+        // Errors and the end of time alike mean that nobody listens any more.
+        let _ = tokio::time::timeout(LINGER, async {
+            while let Ok(read @ 1..) = self.tls.read(&mut scrap).await {
+                left = left.saturating_sub(read);
+                if left == 0 {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl UniqueID for Connection {
+    fn id(&self) -> UniqueIDType {
+        self.tls.get_ref().0.as_raw_fd()
+    }
+}
+
+impl Ssl for Connection {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        Some(Arc::clone(&self.ssl))
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(if self.http2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for Connection {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest {
+            established_ts: self.established,
+            establishment_duration: Some(self.handshake),
+            offload_wait_duration: None,
+        })]
+    }
+}
+
+impl GetProxyDigest for Connection {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(Arc::clone(&self.facts))
+    }
+}
+
+impl GetSocketDigest for Connection {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.socket))
+    }
+}
+
+impl Peek for Connection {}

@@ -1,0 +1,83 @@
+//! From the signal to the end: say not ready, stop accepting, let requests end, close streams, all within bounds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pingora::apps::HttpServerApp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, millis};
+use crate::metrics::Metrics;
+
+/// How often it is looked whether only streams are left.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What is told to whom while the process drains.
+pub struct Drain<P> {
+    pub settings: config::Drain,
+    pub proxy: Arc<P>,
+    /// Makes `/ready` say no.
+    pub draining: Arc<AtomicBool>,
+    /// Ends the accept loops.
+    pub stop_accepting: CancellationToken,
+    /// Makes requests the last of their connections.
+    pub last_requests: watch::Sender<bool>,
+    /// Closes what is still open.
+    pub cut: CancellationToken,
+    pub connections: TaskTracker,
+    pub metrics: Arc<Metrics>,
+}
+
+impl<P: HttpServerApp + Send + Sync> Drain<P> {
+    /// Runs after the first signal; an interrupt skips the politeness.
+    pub async fn run(self) {
+        let began = Instant::now();
+        self.draining.store(true, Ordering::Relaxed);
+        tokio::select! {
+            () = self.run_politely() => {}
+            () = interrupted() => tracing::warn!("interrupted, not waiting for clients"),
+        }
+        self.stop_accepting.cancel();
+        self.cut.cancel();
+        tracing::info!(
+            seconds = began.elapsed().as_secs_f64(),
+            connections = self.connections.len(),
+            "drained"
+        );
+    }
+
+    async fn run_politely(&self) {
+        tokio::time::sleep(millis(self.settings.delay_ms)).await;
+        self.stop_accepting.cancel();
+        // The receivers are gone only when no connection is open.
+        let _ = self.last_requests.send(true);
+        self.proxy.http_cleanup().await;
+        self.connections.close();
+        let deadline = Instant::now() + millis(self.settings.timeout_ms);
+        while !self.connections.is_empty() && !self.only_streams_left() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.cut.cancel();
+        let spread = millis(self.settings.stream_spread_ms) + LOOK;
+        let _ = tokio::time::timeout(spread, self.connections.wait()).await;
+    }
+
+    fn only_streams_left(&self) -> bool {
+        i64::try_from(self.connections.len()).is_ok_and(|open| open <= self.metrics.open_streams())
+    }
+}
+
+/// An interrupt (Ctrl-C), now or just before the drain began.
+async fn interrupted() {
+    match signal(SignalKind::interrupt()) {
+        Ok(mut interrupts) => {
+            interrupts.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}

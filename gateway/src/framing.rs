@@ -1,0 +1,481 @@
+//! The head of an HTTP/1 request, byte by byte, before any parser that forgives sees it.
+//!
+//! Whatever two parsers could read differently (who ends a request where, for which host) is refused here, and nothing
+//! of it reaches an upstream. The connection is closed, since where the next request would begin is not certain.
+
+use fechatter_core::problem::Code;
+
+/// Bounds of a request head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLimits {
+    pub uri_bytes: usize,
+    pub header_bytes: usize,
+    pub header_fields: usize,
+}
+
+/// Why a request head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FramingFault {
+    /// A line feed without a carriage return, or the reverse.
+    BareLineEnd,
+    /// NUL or another control byte.
+    ControlByte,
+    /// Not `METHOD target HTTP/1.x`.
+    RequestLine,
+    /// A version other than 1.0 and 1.1.
+    Version,
+    /// Absolute-form, authority-form or `*`: this is no forward proxy.
+    TargetForm,
+    /// A target byte that a URI cannot have.
+    TargetByte,
+    UriTooLong,
+    HeadTooLarge,
+    TooManyFields,
+    /// A field that continues on the next line.
+    ObsoleteFold,
+    /// A field name that is not a token, or white space before its colon.
+    FieldName,
+    /// Several or malformed `Content-Length`.
+    ContentLength,
+    /// `Transfer-Encoding` that is not exactly one `chunked`, or in HTTP/1.0.
+    TransferEncoding,
+    /// Both lengths.
+    TwoLengths,
+    /// No `Host`, several, or one that is not `name[:port]`.
+    Host,
+    /// A `Connection` option that names anything but the connection itself.
+    ConnectionOption,
+}
+
+impl FramingFault {
+    /// The problem a client is told.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::UriTooLong => Code::UriTooLong,
+            Self::HeadTooLarge | Self::TooManyFields => Code::HeadersTooLarge,
+            _ => Code::BadRequest,
+        }
+    }
+
+    /// A bounded label for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BareLineEnd => "bare_line_end",
+            Self::ControlByte => "control_byte",
+            Self::RequestLine => "request_line",
+            Self::Version => "version",
+            Self::TargetForm => "target_form",
+            Self::TargetByte => "target_byte",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::TooManyFields => "too_many_fields",
+            Self::ObsoleteFold => "obs_fold",
+            Self::FieldName => "field_name",
+            Self::ContentLength => "content_length",
+            Self::TransferEncoding => "transfer_encoding",
+            Self::TwoLengths => "two_lengths",
+            Self::Host => "host",
+            Self::ConnectionOption => "connection_option",
+        }
+    }
+
+    /// What is wrong, for the person who sent it.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::BareLineEnd => "Lines of the request head must end in CR LF.",
+            Self::ControlByte => "The request head holds a control byte.",
+            Self::RequestLine => "The request line is not `METHOD target HTTP/1.1`.",
+            Self::Version => "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.",
+            Self::TargetForm => "The request target must begin with `/`.",
+            Self::TargetByte => "The request target holds a byte that must be percent-encoded.",
+            Self::UriTooLong => "The request target is too long.",
+            Self::HeadTooLarge => "The request head is too large.",
+            Self::TooManyFields => "The request has too many header fields.",
+            Self::ObsoleteFold => "Header fields must not continue on the next line.",
+            Self::FieldName => "A header field name is not valid.",
+            Self::ContentLength => "There must be one Content-Length and it must be a number.",
+            Self::TransferEncoding => "The only transfer encoding spoken here is `chunked`, once, in HTTP/1.1.",
+            Self::TwoLengths => "Content-Length and Transfer-Encoding must not come together.",
+            Self::Host => "There must be one Host and it must be `name` or `name:port`.",
+            Self::ConnectionOption => "The Connection field names something that is not about the connection.",
+        }
+    }
+}
+
+/// Looks for the end of a head in `bytes`, of which the first `seen` have been looked at before.
+///
+/// `Ok(None)` asks for more bytes. A head beyond its limits or with a bare line end is refused at once.
+pub fn find_end(bytes: &[u8], seen: usize, limits: &HeadLimits) -> Result<Option<usize>, FramingFault> {
+    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+        return Err(FramingFault::RequestLine);
+    }
+    for at in memchr::memchr_iter(b'\n', &bytes[seen..]) {
+        let at = seen + at;
+        if at == 0 || bytes[at - 1] != b'\r' {
+            return Err(FramingFault::BareLineEnd);
+        }
+        if at >= 3 && bytes[at - 2] == b'\n' {
+            let end = at + 1;
+            return if end > limits.header_bytes {
+                Err(too_large(bytes, limits))
+            } else {
+                Ok(Some(end))
+            };
+        }
+    }
+    if bytes.len() > limits.header_bytes {
+        return Err(too_large(bytes, limits));
+    }
+    Ok(None)
+}
+
+/// Tells a long target from too many fields.
+fn too_large(bytes: &[u8], limits: &HeadLimits) -> FramingFault {
+    match memchr::memchr(b'\n', bytes) {
+        Some(line) if line <= limits.uri_bytes => FramingFault::HeadTooLarge,
+        _ => FramingFault::UriTooLong,
+    }
+}
+
+/// Checks a whole head, its final empty line included.
+pub fn check(head: &[u8], limits: &HeadLimits) -> Result<(), FramingFault> {
+    let mut lines = Lines { rest: head };
+    let version = check_request_line(lines.next_line()?, limits)?;
+    let mut fields = Fields::default();
+    let mut count = 0;
+    loop {
+        let line = lines.next_line()?;
+        if line.is_empty() {
+            break;
+        }
+        count += 1;
+        if count > limits.header_fields {
+            return Err(FramingFault::TooManyFields);
+        }
+        fields.check(line)?;
+    }
+    fields.conclude(version)
+}
+
+struct Lines<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Lines<'a> {
+    fn next_line(&mut self) -> Result<&'a [u8], FramingFault> {
+        let end = memchr::memchr(b'\n', self.rest).ok_or(FramingFault::BareLineEnd)?;
+        let line = self.rest[..end].strip_suffix(b"\r").ok_or(FramingFault::BareLineEnd)?;
+        self.rest = &self.rest[end + 1..];
+        if line.contains(&b'\r') {
+            return Err(FramingFault::BareLineEnd);
+        }
+        Ok(line)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http10,
+    Http11,
+}
+
+fn check_request_line(line: &[u8], limits: &HeadLimits) -> Result<Version, FramingFault> {
+    if line.iter().any(u8::is_ascii_control) {
+        return Err(FramingFault::ControlByte);
+    }
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(FramingFault::RequestLine);
+    };
+    if method.is_empty() || method.len() > 16 || !method.iter().all(|byte| is_token_byte(*byte)) || target.is_empty() {
+        return Err(FramingFault::RequestLine);
+    }
+    let version = match version {
+        b"HTTP/1.1" => Version::Http11,
+        b"HTTP/1.0" => Version::Http10,
+        other if other.starts_with(b"HTTP/") => return Err(FramingFault::Version),
+        _ => return Err(FramingFault::RequestLine),
+    };
+    if target.len() > limits.uri_bytes {
+        return Err(FramingFault::UriTooLong);
+    }
+    if target[0] != b'/' {
+        return Err(FramingFault::TargetForm);
+    }
+    if !is_target(target) {
+        return Err(FramingFault::TargetByte);
+    }
+    Ok(version)
+}
+
+/// Whether every byte may stand in a request target. Browsers leave ``^`{|}`` in queries as they are.
+pub fn is_target(target: &[u8]) -> bool {
+    target
+        .iter()
+        .all(|byte| matches!(byte, 0x21..=0x7e) && !matches!(byte, b'"' | b'<' | b'>' | b'#'))
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    content_length: Option<&'a [u8]>,
+    transfer_encoding: Option<&'a [u8]>,
+    host: Option<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    fn check(&mut self, line: &'a [u8]) -> Result<(), FramingFault> {
+        if matches!(line[0], b' ' | b'\t') {
+            return Err(FramingFault::ObsoleteFold);
+        }
+        let colon = memchr::memchr(b':', line).ok_or(FramingFault::FieldName)?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
+            return Err(FramingFault::FieldName);
+        }
+        if line[colon + 1..]
+            .iter()
+            .any(|byte| byte.is_ascii_control() && *byte != b'\t')
+        {
+            return Err(FramingFault::ControlByte);
+        }
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => set_once(&mut self.host, value, FramingFault::Host),
+            10 if name.eq_ignore_ascii_case(b"connection") => check_connection(value),
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                set_once(&mut self.content_length, value, FramingFault::ContentLength)
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                set_once(&mut self.transfer_encoding, value, FramingFault::TransferEncoding)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn conclude(&self, version: Version) -> Result<(), FramingFault> {
+        if self.content_length.is_some() && self.transfer_encoding.is_some() {
+            return Err(FramingFault::TwoLengths);
+        }
+        if let Some(value) = self.transfer_encoding
+            && (version == Version::Http10 || !value.eq_ignore_ascii_case(b"chunked"))
+        {
+            return Err(FramingFault::TransferEncoding);
+        }
+        if let Some(value) = self.content_length
+            && !(matches!(value.len(), 1..=18) && value.iter().all(u8::is_ascii_digit))
+        {
+            return Err(FramingFault::ContentLength);
+        }
+        match self.host {
+            Some(host) if is_host(host) => Ok(()),
+            None if version == Version::Http10 => Ok(()),
+            _ => Err(FramingFault::Host),
+        }
+    }
+}
+
+fn set_once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8], fault: FramingFault) -> Result<(), FramingFault> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(fault),
+    }
+}
+
+/// `Connection` may speak of the connection only: naming another field would have it removed on the way.
+pub fn check_connection(value: &[u8]) -> Result<(), FramingFault> {
+    const OPTIONS: [&[u8]; 5] = [b"keep-alive", b"close", b"upgrade", b"te", b"http2-settings"];
+    let known = |option: &[u8]| option.is_empty() || OPTIONS.iter().any(|known| option.eq_ignore_ascii_case(known));
+    if value
+        .split(|byte| *byte == b',')
+        .all(|option| known(option.trim_ascii()))
+    {
+        Ok(())
+    } else {
+        Err(FramingFault::ConnectionOption)
+    }
+}
+
+/// Whether `host` is a name or address with an optional port, and nothing more.
+pub fn is_host(host: &[u8]) -> bool {
+    let (name, port) = match host.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(close) = memchr::memchr(b']', rest) else {
+                return false;
+            };
+            let address = std::str::from_utf8(&rest[..close]).ok();
+            if address
+                .and_then(|text| text.parse::<std::net::Ipv6Addr>().ok())
+                .is_none()
+            {
+                return false;
+            }
+            (&b"ipv6"[..], &rest[close + 1..])
+        }
+        None => host.split_at(memchr::memchr(b':', host).unwrap_or(host.len())),
+    };
+    let port_is_good = match port.strip_prefix(b":") {
+        Some(digits) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        None => port.is_empty(),
+    };
+    let is_name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    port_is_good && matches!(name.len(), 1..=255) && name.iter().all(is_name_byte)
+}
+
+/// Whether a byte may stand in a method or field name (RFC 9110, `tchar`).
+pub const fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits {
+        uri_bytes: 300,
+        header_bytes: 2_000,
+        header_fields: 10,
+    };
+
+    fn verdict(head: &str) -> Result<(), FramingFault> {
+        match find_end(head.as_bytes(), 0, &LIMITS)? {
+            Some(end) => check(&head.as_bytes()[..end], &LIMITS),
+            None => panic!("no end in {head:?}"),
+        }
+    }
+
+    fn with(fields: &str) -> Result<(), FramingFault> {
+        verdict(&format!("POST /a HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n"))
+    }
+
+    #[test]
+    fn ordinary_heads_pass() {
+        assert_eq!(
+            verdict("GET / HTTP/1.1\r\nHost: localhost:8443\r\nAccept: */*\r\n\r\n"),
+            Ok(())
+        );
+        assert_eq!(verdict("GET /?q={a|b}^` HTTP/1.1\r\nhost: [::1]:1\r\n\r\n"), Ok(()));
+        assert_eq!(verdict("GET / HTTP/1.0\r\n\r\n"), Ok(()));
+        assert_eq!(with("Content-Length: 5"), Ok(()));
+        assert_eq!(with("Transfer-Encoding: Chunked"), Ok(()));
+        assert_eq!(with("Connection: keep-alive, Upgrade"), Ok(()));
+        assert_eq!(with("X: a\tb \u{e9}"), Ok(()));
+        assert_eq!(with("X:"), Ok(()));
+    }
+
+    #[test]
+    fn ambiguous_lengths_are_refused() {
+        use FramingFault::{ContentLength, TransferEncoding, TwoLengths};
+        for (fields, fault) in [
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked", TwoLengths),
+            ("Content-Length: 5\r\nContent-Length: 5", ContentLength),
+            ("Content-Length: 5, 5", ContentLength),
+            ("Content-Length: +5", ContentLength),
+            ("Content-Length: -5", ContentLength),
+            ("Content-Length: 0x5", ContentLength),
+            ("Content-Length: 5 5", ContentLength),
+            ("Content-Length:", ContentLength),
+            ("Content-Length: 9999999999999999999", ContentLength),
+            ("Transfer-Encoding: gzip, chunked", TransferEncoding),
+            ("Transfer-Encoding: chunked, chunked", TransferEncoding),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+                TransferEncoding,
+            ),
+            ("Transfer-Encoding: xchunked", TransferEncoding),
+            ("Transfer-Encoding: \"chunked\"", TransferEncoding),
+            ("Transfer-Encoding: identity", TransferEncoding),
+            ("Transfer-Encoding:", TransferEncoding),
+        ] {
+            assert_eq!(with(fields), Err(fault), "{fields:?}");
+        }
+        let old = "POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(verdict(old), Err(TransferEncoding));
+    }
+
+    #[test]
+    fn malformed_fields_are_refused() {
+        use FramingFault::{BareLineEnd, ConnectionOption, ControlByte, FieldName, Host, ObsoleteFold};
+        for (fields, fault) in [
+            ("X: a\r\n b", ObsoleteFold),
+            (" X: a", ObsoleteFold),
+            ("X : a", FieldName),
+            ("X\t: a", FieldName),
+            (": a", FieldName),
+            ("X", FieldName),
+            ("X(y): a", FieldName),
+            ("X\u{e9}: a", FieldName),
+            ("X: a\u{0}b", ControlByte),
+            ("X: a\u{1}b", ControlByte),
+            ("X: a\u{7f}b", ControlByte),
+            ("X: a\nY: b", BareLineEnd),
+            ("X: a\rY: b", BareLineEnd),
+            ("Host: y", Host),
+            ("Connection: close, content-length", ConnectionOption),
+            ("Connection: x-request-id", ConnectionOption),
+        ] {
+            assert_eq!(with(fields), Err(fault), "{fields:?}");
+        }
+        for host in [
+            "", "a b", "user@x", "x/y", "x,y", "x:y", "x:123456", "[::1", "[zz]", "x?y", "x#y",
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(verdict(&head), Err(Host), "{host:?}");
+        }
+        assert_eq!(verdict("GET / HTTP/1.1\r\nA: b\r\n\r\n"), Err(Host));
+    }
+
+    #[test]
+    fn malformed_request_lines_are_refused() {
+        use FramingFault::{BareLineEnd, ControlByte, RequestLine, TargetByte, TargetForm, UriTooLong, Version};
+        for (line, fault) in [
+            ("GET  / HTTP/1.1", RequestLine),
+            ("GET / HTTP/1.1 ", RequestLine),
+            (" GET / HTTP/1.1", RequestLine),
+            ("GET /", RequestLine),
+            ("G{T / HTTP/1.1", RequestLine),
+            ("GET /a b HTTP/1.1", RequestLine),
+            ("GET / http/1.1", RequestLine),
+            ("GET / HTTP/1.2", Version),
+            ("GET / HTTP/2.0", Version),
+            ("GET / HTTP/0.9", Version),
+            ("GET / HTTP/1.10", Version),
+            ("GET /\t HTTP/1.1", ControlByte),
+            ("GET /\u{0} HTTP/1.1", ControlByte),
+            ("GET /\u{e9} HTTP/1.1", TargetByte),
+            ("GET /<a> HTTP/1.1", TargetByte),
+            ("GET /#a HTTP/1.1", TargetByte),
+            ("GET http://x/ HTTP/1.1", TargetForm),
+            ("OPTIONS * HTTP/1.1", TargetForm),
+            ("CONNECT x:443 HTTP/1.1", TargetForm),
+            ("\r\nGET / HTTP/1.1", RequestLine),
+            ("GET /\nX HTTP/1.1", BareLineEnd),
+            (&format!("GET /{} HTTP/1.1", "a".repeat(300)), UriTooLong),
+        ] {
+            assert_eq!(verdict(&format!("{line}\r\nHost: x\r\n\r\n")), Err(fault), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn large_heads_are_refused_before_they_are_complete() {
+        let uri = format!("GET /{}", "a".repeat(3_000));
+        assert_eq!(find_end(uri.as_bytes(), 0, &LIMITS), Err(FramingFault::UriTooLong));
+        let fields = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(3_000));
+        assert_eq!(find_end(fields.as_bytes(), 0, &LIMITS), Err(FramingFault::HeadTooLarge));
+        assert_eq!(with("X: a\r\n".repeat(12).trim_end()), Err(FramingFault::TooManyFields));
+    }
+
+    #[test]
+    fn the_end_is_found_across_reads() {
+        let head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nbody\n";
+        let end = head.len() - 5;
+        for cut in 1..end {
+            let first = find_end(&head[..cut], 0, &LIMITS);
+            assert_eq!(first, Ok(None), "{cut}");
+            assert_eq!(find_end(head, cut, &LIMITS), Ok(Some(end)), "{cut}");
+        }
+    }
+}

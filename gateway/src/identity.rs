@@ -1,0 +1,326 @@
+//! Who and what a request is: its id, its trace, the client's address; and what of that an upstream may be told by whom.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+use opentelemetry::global::{BoxedSpan, BoxedTracer};
+use opentelemetry::trace::{Span, SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState, Tracer};
+use opentelemetry::{Context, KeyValue};
+use pingora::http::RequestHeader;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Fields that speak of the client, its rights or the way here. From outside they are only claims, so they are removed.
+const REMOVED: [&str; 14] = [
+    "forwarded",
+    "via",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "remote-user",
+    "client-ip",
+    "true-client-ip",
+    "x-real-ip",
+    "x-client-ip",
+    "x-request-id",
+    "x-http-method-override",
+    "expect",
+];
+const REMOVED_PREFIXES: [&str; 11] = [
+    "x-forwarded",
+    "x-original",
+    "x-rewrite",
+    "x-user",
+    "x-auth",
+    "x-workspace",
+    "x-session",
+    "x-role",
+    "x-internal",
+    "x-fechatter",
+    "x-b3",
+];
+
+/// The identity of one request.
+#[derive(Debug)]
+pub struct Identity {
+    pub request_id: HeaderValue,
+    /// The client, as far as trusted proxies tell.
+    pub client: IpAddr,
+    pub trace: Trace,
+}
+
+/// Gives requests their identity.
+pub struct Identifier {
+    tracer: BoxedTracer,
+    trusted: Vec<IpNet>,
+}
+
+impl Identifier {
+    /// Believes what proxies in `trusted` say.
+    pub fn new(trusted: Vec<IpNet>) -> Self {
+        Self {
+            tracer: opentelemetry::global::tracer("gateway"),
+            trusted,
+        }
+    }
+
+    fn is_trusted(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    /// The identity of a request that came from `peer`.
+    pub fn identify(&self, peer: IpAddr, headers: &HeaderMap) -> Identity {
+        let believed = self.is_trusted(peer);
+        let kept = headers
+            .get(REQUEST_ID)
+            .filter(|id| believed && is_request_id(id.as_bytes()));
+        Identity {
+            request_id: kept.cloned().unwrap_or_else(new_request_id),
+            client: if believed { self.client(peer, headers) } else { peer },
+            trace: Trace::start(&self.tracer, believed.then_some(headers)),
+        }
+    }
+
+    /// The nearest address on the way that is not one of ours: what stands left of it may be made up.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer;
+        let lines: Vec<&str> = headers
+            .get_all(&FORWARDED_FOR)
+            .iter()
+            .filter_map(|line| line.to_str().ok())
+            .collect();
+        for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            let Ok(address) = hop.trim().parse::<IpAddr>() else {
+                break;
+            };
+            client = address.to_canonical();
+            if !self.is_trusted(client) {
+                break;
+            }
+        }
+        client
+    }
+}
+
+/// Whether a request id can be kept: 8 to 128 of `A-Z a-z 0-9 . _ -`.
+fn is_request_id(text: &[u8]) -> bool {
+    (8..=128).contains(&text.len()) && text.iter().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(b))
+}
+
+/// An id that sorts by time.
+pub fn new_request_id() -> HeaderValue {
+    let mut buffer = [0; uuid::fmt::Simple::LENGTH];
+    let id = uuid::Uuid::now_v7().simple().encode_lower(&mut buffer);
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("00000000"))
+}
+
+/// The trace a request is in, and our span in it.
+#[derive(Debug)]
+pub struct Trace {
+    context: SpanContext,
+    span: Option<BoxedSpan>,
+}
+
+impl Trace {
+    /// Starts a span: a child of the trusted caller's, else the root of a new trace.
+    fn start(tracer: &BoxedTracer, trusted: Option<&HeaderMap>) -> Self {
+        let parent = trusted.map_or_else(Context::new, observability::propagation::extract_http);
+        let builder = tracer.span_builder("request").with_kind(SpanKind::Server);
+        let span = tracer.build_with_context(builder, &parent);
+        let context = span.span_context().clone();
+        if context.is_valid() {
+            return Self {
+                context,
+                span: span.is_recording().then_some(span),
+            };
+        }
+        // Without telemetry a request still has a trace id, so that the logs of all services can be joined.
+        Self {
+            context: SpanContext::new(
+                random_trace_id(),
+                random_span_id(),
+                TraceFlags::NOT_SAMPLED,
+                false,
+                TraceState::NONE,
+            ),
+            span: None,
+        }
+    }
+
+    /// The trace id in hexadecimal.
+    pub fn id(&self) -> TraceId {
+        self.context.trace_id()
+    }
+
+    /// W3C `traceparent`, also the value of `traceresponse`.
+    pub fn header(&self) -> HeaderValue {
+        let context = &self.context;
+        let text = format!(
+            "00-{}-{}-{:02x}",
+            context.trace_id(),
+            context.span_id(),
+            context.trace_flags() & TraceFlags::SAMPLED
+        );
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// Names and describes the span and ends it. Nothing happens the second time or when it is not sampled.
+    pub fn end(&mut self, name: impl FnOnce() -> String, attributes: impl FnOnce() -> Vec<KeyValue>, failed: bool) {
+        if let Some(mut span) = self.span.take() {
+            span.update_name(name());
+            span.set_attributes(attributes());
+            if failed {
+                span.set_status(opentelemetry::trace::Status::error(""));
+            }
+            span.end();
+        }
+    }
+}
+
+fn random_trace_id() -> TraceId {
+    TraceId::from_bytes(*uuid::Uuid::new_v4().as_bytes())
+}
+
+fn random_span_id() -> SpanId {
+    // The last eight bytes hold no version; the variant bits are constant, and 62 random bits are enough.
+    let [.., last] = *uuid::Uuid::new_v4().as_bytes().as_chunks::<8>().0 else {
+        return SpanId::INVALID;
+    };
+    SpanId::from_bytes(last)
+}
+
+/// Rewrites the head for the upstream: claims from outside go, what we know comes.
+pub fn dress(request: &mut RequestHeader, identity: &Identity) -> pingora::Result<()> {
+    let claims: Vec<HeaderName> = request
+        .headers
+        .keys()
+        .filter(|name| is_claim(name.as_str()))
+        .cloned()
+        .collect();
+    for name in claims {
+        request.remove_header(&name);
+    }
+    let host = request.headers.get(http::header::HOST).cloned();
+    if let Some(host) = host {
+        request.insert_header(FORWARDED_HOST, host)?;
+    }
+    request.insert_header(FORWARDED_FOR, identity.client.to_string())?;
+    request.insert_header(FORWARDED_PROTO, "https")?;
+    request.insert_header(REQUEST_ID, identity.request_id.clone())?;
+    request.insert_header(TRACE_PARENT, identity.trace.header())
+}
+
+/// Whether a field from outside is removed. Names with `_` are too: some servers take them for names with `-`.
+fn is_claim(name: &str) -> bool {
+    REMOVED.contains(&name) || name.contains('_') || REMOVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What limits and connection counts go by: an IPv4 address, or the /64 an IPv6 client can choose addresses from.
+pub fn network_of(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits() & !u128::from(u64::MAX),
+    }
+}
+
+/// A network of [`network_of`] for a log line.
+pub fn network_name(network: u128) -> String {
+    let address = Ipv6Addr::from_bits(network);
+    match address.to_ipv4_mapped() {
+        Some(v4) => v4.to_string(),
+        None => format!("{address}/64"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identifier() -> Identifier {
+        Identifier::new(vec!["10.0.0.0/8".parse().unwrap()])
+    }
+
+    fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
+    }
+
+    const CLAIMS: [(&str, &str); 3] = [
+        ("x-request-id", "chosen-by-client"),
+        ("x-forwarded-for", "6.6.6.6, 203.0.113.9, 10.1.1.1"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ];
+
+    #[test]
+    fn strangers_are_not_believed() {
+        let peer: IpAddr = "198.51.100.1".parse().unwrap();
+        let identity = identifier().identify(peer, &headers(&CLAIMS));
+        assert_eq!(identity.client, peer);
+        assert_ne!(identity.request_id, "chosen-by-client");
+        assert_ne!(identity.trace.id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+    }
+
+    #[test]
+    fn trusted_proxies_name_the_nearest_stranger() {
+        let identity = identifier().identify("10.2.2.2".parse().unwrap(), &headers(&CLAIMS));
+        assert_eq!(identity.client.to_string(), "203.0.113.9");
+        assert_eq!(identity.request_id, "chosen-by-client");
+        let odd = identifier().identify(
+            "10.2.2.2".parse().unwrap(),
+            &headers(&[("x-request-id", "a b"), ("x-forwarded-for", "junk")]),
+        );
+        assert_eq!(odd.client.to_string(), "10.2.2.2");
+        assert_ne!(odd.request_id, "a b");
+    }
+
+    #[test]
+    fn the_upstream_hears_it_from_us() {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for name in [
+            "x-user-id",
+            "x-forwarded-for",
+            "forwarded",
+            "x_forwarded_for",
+            "traceparent",
+            "x-request-id",
+            "x-fechatter-role",
+        ] {
+            request.insert_header(name, "claimed").unwrap();
+        }
+        request.insert_header("host", "chat.example").unwrap();
+        request.insert_header("accept", "*/*").unwrap();
+        let identity = identifier().identify("198.51.100.1".parse().unwrap(), &HeaderMap::new());
+        dress(&mut request, &identity).unwrap();
+        assert!(
+            request.headers.values().all(|value| value != "claimed"),
+            "{:?}",
+            request.headers
+        );
+        assert_eq!(request.headers["x-forwarded-for"], "198.51.100.1");
+        assert_eq!(request.headers["x-forwarded-proto"], "https");
+        assert_eq!(request.headers["x-forwarded-host"], "chat.example");
+        assert_eq!(request.headers["x-request-id"], identity.request_id);
+        assert_eq!(request.headers["traceparent"].len(), 55);
+        assert!(request.headers.contains_key("accept"));
+    }
+
+    #[test]
+    fn ipv6_clients_count_by_their_64() {
+        let network = |text: &str| network_of(text.parse().unwrap());
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_eq!(network("192.0.2.1"), network("::ffff:192.0.2.1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network_name(network("2001:db8::1")), "2001:db8::/64");
+        assert_eq!(network_name(network("192.0.2.1")), "192.0.2.1");
+    }
+}

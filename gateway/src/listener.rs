@@ -1,0 +1,228 @@
+//! The public listener: accepts within limits, shakes hands, and gives each request to Pingora once its head is sound.
+//!
+//! Pingora's own listener is not used: it has no deadline for a whole head, forgives framing that must be refused, and
+//! fixes the handshake timeout and the session cache.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::protocols::Shutdown;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::HttpProxy;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access_log;
+use crate::answer::{Refusal, raw_refusal};
+use crate::connection::{Connection, Facts};
+use crate::framing::HeadLimits;
+use crate::head::{self, NoHead, Patience};
+use crate::identity::{Identifier, network_name, network_of};
+use crate::metrics::Metrics;
+use crate::proxy::Edge;
+
+/// What connections are bound by.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    pub connections: usize,
+    pub connections_per_address: usize,
+    pub handshake: Duration,
+    pub patience: Patience,
+    pub head: HeadLimits,
+}
+
+/// Everything a connection needs.
+pub struct Acceptor {
+    pub tls: TlsAcceptor,
+    pub proxy: Arc<HttpProxy<Edge>>,
+    pub identifier: Arc<Identifier>,
+    pub metrics: Arc<Metrics>,
+    pub limits: ConnectionLimits,
+    /// `true` once requests should be the last of their connection.
+    pub draining: watch::Receiver<bool>,
+    /// Cancelled when connections are to be closed, whatever they do.
+    pub cut: CancellationToken,
+    /// Time over which connections are closed after `cut`.
+    pub cut_spread: Duration,
+    pub tasks: TaskTracker,
+    pub counts: Arc<Counts>,
+}
+
+/// Open connections by client network.
+#[derive(Debug, Default)]
+pub struct Counts(Mutex<HashMap<u128, usize>>);
+
+/// Counts one connection until it is dropped.
+struct Counted(Arc<Counts>, u128);
+
+impl Counts {
+    fn enter(self: &Arc<Self>, network: u128, max: usize) -> Option<Counted> {
+        let mut counts = self.0.lock().ok()?;
+        let count = counts.entry(network).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Counted(Arc::clone(self), network))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Ok(mut counts) = self.0.0.lock()
+            && let Some(count) = counts.get_mut(&self.1)
+        {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Acceptor {
+    /// Accepts until `stop`.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => {
+                    // Out of file descriptors, mostly: others must end first.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Starts a connection unless there are too many.
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        if self.tasks.len() >= self.limits.connections {
+            self.metrics.connection_refused("all");
+            return;
+        }
+        let network = network_of(peer.ip());
+        let Some(counted) = self.counts.enter(network, self.limits.connections_per_address) else {
+            self.metrics.connection_refused("address");
+            tracing::debug!(client = network_name(network), "too many connections of one client");
+            return;
+        };
+        let acceptor = Arc::clone(self);
+        let open = self.metrics.connection_opened();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = acceptor.serve(stream, peer) => {}
+                () = acceptor.be_cut(peer) => {}
+            }
+            drop((counted, open));
+        });
+    }
+
+    /// Ends some time after `cut`, at another moment for every connection.
+    async fn be_cut(&self, peer: SocketAddr) {
+        self.cut.cancelled().await;
+        let share = f64::from(peer.port()) / f64::from(u16::MAX);
+        tokio::time::sleep(self.cut_spread.mul_f64(share)).await;
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let started = Instant::now();
+        let handshake = tokio::time::timeout(self.limits.handshake, self.tls.accept(stream)).await;
+        let tls = match handshake {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                self.metrics.handshake_failed("protocol");
+                tracing::debug!(%peer, %error, "TLS handshake failed");
+                return;
+            }
+            Err(_) => return self.metrics.handshake_failed("timeout"),
+        };
+        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed()) else {
+            return;
+        };
+        self.metrics.handshake(facts.handshake, facts.tls_version);
+        if connection.is_http2() {
+            self.serve_http2(connection, &facts).await;
+        } else {
+            self.serve_http1(connection, &facts).await;
+        }
+    }
+
+    /// Pingora drives HTTP/2; a client that never gets to its first request is let go.
+    async fn serve_http2(&self, connection: Connection, facts: &Facts) {
+        let silent = async {
+            tokio::time::sleep(self.limits.patience.head).await;
+            if facts.requests.load(Ordering::Relaxed) > 0 {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = self.proxy.process_new(Box::new(connection), &self.draining) => {}
+            () = silent => {}
+        }
+    }
+
+    /// Reads each head here, checks it, and has Pingora begin with exactly these bytes.
+    async fn serve_http1(&self, connection: Connection, facts: &Facts) {
+        let mut stream: pingora::protocols::Stream = Box::new(connection);
+        let mut settings: Option<HttpPersistentSettings> = None;
+        loop {
+            let mut draining = self.draining.clone();
+            let head = tokio::select! {
+                biased;
+                head = head::read(&mut stream, self.limits.patience, &self.limits.head) => head,
+                _ = draining.wait_for(|draining| *draining) => Err(NoHead::Quiet),
+            };
+            let head = match head {
+                Ok(head) => head,
+                Err(NoHead::Quiet) => return Shutdown::shutdown(&mut *stream).await,
+                Err(NoHead::Refused(refusal)) => return self.refuse(&mut stream, facts, &refusal).await,
+            };
+            let mut session = ServerSession::new_http1(stream);
+            match settings.take() {
+                Some(settings) => settings.apply_to_session(&mut session),
+                None => session.set_keepalive(Some(self.limits.patience.idle.as_secs())),
+            }
+            session.set_pipelined_prefix(head);
+            let Some(reused) = self.proxy.process_new_http(session, &self.draining).await else {
+                return;
+            };
+            (stream, settings) = reused.consume();
+        }
+    }
+
+    async fn refuse(&self, stream: &mut pingora::protocols::Stream, facts: &Facts, refusal: &Refusal) {
+        let started = Instant::now();
+        let identity = self.identifier.identify(facts.peer.ip(), &http::HeaderMap::new());
+        let bytes = raw_refusal(refusal, &identity);
+        let sent = tokio::time::timeout(Duration::from_secs(5), async {
+            stream.write_all(&bytes).await?;
+            stream.flush().await
+        });
+        if let Ok(Ok(())) = sent.await {
+            Shutdown::shutdown(&mut **stream).await;
+        }
+        access_log::record_unparsed(
+            &identity,
+            refusal.status(),
+            refusal.reason,
+            started.elapsed(),
+            &self.metrics,
+        );
+    }
+}

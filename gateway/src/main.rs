@@ -1,0 +1,70 @@
+//! The gateway process; see `gateway --help`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use gateway::config::{Config, ENV_PREFIX};
+use service_runtime::process;
+
+/// The edge of Fechatter.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file (TOML); `FECHATTER_GATEWAY__…` variables overlay it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration, certificates included, and end.
+    #[arg(long)]
+    check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a certificate for development and say how to trust it.
+    DevCertificate {
+        /// Folder for ca.pem, cert.pem and key.pem.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    gateway::tls::install_provider();
+    let arguments = Arguments::parse();
+    if let Some(Command::DevCertificate { dir }) = arguments.command {
+        return dev_certificate(&dir);
+    }
+    let config: Config = match process::load(ENV_PREFIX, arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if arguments.check {
+        say("configuration is good\n");
+        return ExitCode::SUCCESS;
+    }
+    let log = config.log.clone();
+    process::run("gateway", &log, |process| {
+        gateway::server::run(config, process.shutdown)
+    })
+}
+
+fn dev_certificate(dir: &std::path::Path) -> ExitCode {
+    match gateway::dev_certificate::ensure(dir) {
+        Ok(files) => {
+            say(&gateway::dev_certificate::instructions(&files));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            process::complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what these commands are for")]
+fn say(text: &str) {
+    print!("{text}");
+}

@@ -1,0 +1,293 @@
+//! What is counted. Labels are bounded sets; ids are for logs and spans.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+
+use crate::routes::{Class, Group};
+
+/// Bounds of `http.server.request.duration` as OpenTelemetry's conventions ask, in seconds.
+const DURATION_BOUNDS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+
+/// The instruments.
+#[derive(Debug)]
+pub struct Metrics {
+    request_duration: Histogram<f64>,
+    stream_lifetime: Histogram<f64>,
+    tokens: Counter<u64>,
+    rate_limits: Counter<u64>,
+    refusals: Counter<u64>,
+    retries: Counter<u64>,
+    handshakes: Histogram<f64>,
+    handshake_failures: Counter<u64>,
+    connections_refused: Counter<u64>,
+    healthy: Gauge<u64>,
+    known: Gauge<u64>,
+    gauges: Arc<Gauges>,
+}
+
+#[derive(Debug, Default)]
+struct Gauges {
+    connections: AtomicI64,
+    streams: AtomicI64,
+}
+
+/// Counts an open event stream until it is dropped.
+#[derive(Debug)]
+pub struct OpenStream(Arc<Gauges>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts an open client connection until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<Gauges>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request as the duration metric describes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    pub method: &'static str,
+    pub route: &'static str,
+    pub status: u16,
+    pub http2: bool,
+}
+
+impl Metrics {
+    /// Instruments of the process's meter; make them after telemetry is up.
+    pub fn new() -> Self {
+        let meter = opentelemetry::global::meter("gateway");
+        let gauges = Arc::new(Gauges::default());
+        observe(
+            &meter,
+            "gateway.connections",
+            "{connection}",
+            "Open client connections.",
+            &gauges,
+            |g| &g.connections,
+        );
+        observe(
+            &meter,
+            "gateway.streams",
+            "{stream}",
+            "Open event streams.",
+            &gauges,
+            |g| &g.streams,
+        );
+        let counter = |name: &'static str, unit: &'static str, text: &'static str| {
+            meter.u64_counter(name).with_unit(unit).with_description(text).build()
+        };
+        let seconds = |name: &'static str, text: &'static str, bounds: &[f64]| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(text)
+                .with_boundaries(bounds.to_vec())
+                .build()
+        };
+        let gauge = |name: &'static str, text: &'static str| {
+            meter
+                .u64_gauge(name)
+                .with_unit("{upstream}")
+                .with_description(text)
+                .build()
+        };
+        Self {
+            request_duration: seconds(
+                "http.server.request.duration",
+                "Time from the request's head to the answer's head.",
+                &DURATION_BOUNDS,
+            ),
+            stream_lifetime: seconds(
+                "gateway.stream.lifetime",
+                "How long event streams lived.",
+                &[1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 3_600.0],
+            ),
+            tokens: counter("gateway.tokens", "{token}", "Bearer tokens by verdict."),
+            rate_limits: counter(
+                "gateway.rate_limits",
+                "{request}",
+                "Requests by class and verdict of the rate limit.",
+            ),
+            refusals: counter(
+                "gateway.refusals",
+                "{request}",
+                "Requests the gateway refused, by reason.",
+            ),
+            retries: counter(
+                "gateway.upstream.retries",
+                "{attempt}",
+                "Attempts after the first, by upstream group.",
+            ),
+            handshakes: seconds(
+                "gateway.tls.handshake.duration",
+                "Completed TLS handshakes.",
+                &[
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ],
+            ),
+            handshake_failures: counter(
+                "gateway.tls.handshake.failures",
+                "{handshake}",
+                "TLS handshakes that failed.",
+            ),
+            connections_refused: counter(
+                "gateway.connections.refused",
+                "{connection}",
+                "Connections over a limit.",
+            ),
+            healthy: gauge("gateway.upstreams.healthy", "Healthy upstreams of a group."),
+            known: gauge("gateway.upstreams.known", "Upstreams of a group."),
+            gauges,
+        }
+    }
+
+    /// A request whose answer's head has been sent after `duration`.
+    pub fn request(&self, outcome: Outcome, duration: Duration) {
+        let version = if outcome.http2 { "2" } else { "1.1" };
+        let mut attributes = [
+            KeyValue::new("http.request.method", outcome.method),
+            KeyValue::new("http.route", outcome.route),
+            KeyValue::new("http.response.status_code", i64::from(outcome.status)),
+            KeyValue::new("network.protocol.version", version),
+            KeyValue::new("error.type", ""),
+        ];
+        let mut used = 4;
+        if outcome.status >= 500 {
+            attributes[4] = KeyValue::new("error.type", outcome.status.to_string());
+            used = 5;
+        }
+        self.request_duration
+            .record(duration.as_secs_f64(), &attributes[..used]);
+    }
+
+    /// A stream that ended after `lifetime`.
+    pub fn stream_ended(&self, lifetime: Duration) {
+        self.stream_lifetime.record(lifetime.as_secs_f64(), &[]);
+    }
+
+    /// Counts a stream that opens.
+    pub fn stream_opened(&self) -> OpenStream {
+        self.gauges.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(&self.gauges))
+    }
+
+    /// Counts a connection that opens.
+    pub fn connection_opened(&self) -> OpenConnection {
+        self.gauges.connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(Arc::clone(&self.gauges))
+    }
+
+    /// Connections open now.
+    pub fn open_connections(&self) -> i64 {
+        self.gauges.connections.load(Ordering::Relaxed)
+    }
+
+    /// Streams open now.
+    pub fn open_streams(&self) -> i64 {
+        self.gauges.streams.load(Ordering::Relaxed)
+    }
+
+    /// What was found about a bearer token.
+    pub fn token(&self, verdict: &'static str) {
+        self.tokens.add(1, &[KeyValue::new("verdict", verdict)]);
+    }
+
+    /// What the rate limit said.
+    pub fn rate_limit(&self, class: Class, verdict: &'static str) {
+        self.rate_limits.add(
+            1,
+            &[
+                KeyValue::new("class", class.as_str()),
+                KeyValue::new("verdict", verdict),
+            ],
+        );
+    }
+
+    /// A request that was refused.
+    pub fn refused(&self, reason: &'static str) {
+        self.refusals.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// Another attempt at an upstream.
+    pub fn retried(&self, group: Group) {
+        self.retries.add(1, &[KeyValue::new("upstream", group.as_str())]);
+    }
+
+    /// A TLS handshake that succeeded.
+    pub fn handshake(&self, duration: Duration, version: &'static str) {
+        self.handshakes.record(
+            duration.as_secs_f64(),
+            &[KeyValue::new("tls.protocol.version", version)],
+        );
+    }
+
+    /// A TLS handshake that did not.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// A connection closed at once because of a limit.
+    pub fn connection_refused(&self, limit: &'static str) {
+        self.connections_refused.add(1, &[KeyValue::new("limit", limit)]);
+    }
+
+    /// The health of a group.
+    pub fn upstreams(&self, group: Group, healthy: usize, all: usize) {
+        let group = [KeyValue::new("upstream", group.as_str())];
+        self.healthy.record(healthy as u64, &group);
+        self.known.record(all as u64, &group);
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn observe(
+    meter: &Meter,
+    name: &'static str,
+    unit: &'static str,
+    description: &'static str,
+    gauges: &Arc<Gauges>,
+    of: fn(&Gauges) -> &AtomicI64,
+) {
+    let gauges = Arc::clone(gauges);
+    // The SDK keeps the callback; the returned handle is only for dropping it early.
+    let _ = meter
+        .i64_observable_up_down_counter(name)
+        .with_unit(unit)
+        .with_description(description)
+        .with_callback(move |observer| observer.observe(of(&gauges).load(Ordering::Relaxed), &[]))
+        .build();
+}
+
+/// A number that is looked at when metrics are read.
+pub fn observe_number(
+    name: &'static str,
+    unit: &'static str,
+    description: &'static str,
+    read: impl Fn() -> i64 + Send + Sync + 'static,
+) {
+    let _ = opentelemetry::global::meter("gateway")
+        .i64_observable_gauge(name)
+        .with_unit(unit)
+        .with_description(description)
+        .with_callback(move |observer| observer.observe(read(), &[]))
+        .build();
+}

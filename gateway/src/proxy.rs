@@ -1,0 +1,330 @@
+//! The request path as Pingora's phases. Each phase calls the module that knows; no rule lives here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fechatter_core::problem::Code;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+
+use crate::access_log;
+use crate::answer::{Answer, Marks, Refusal};
+use crate::auth::Authenticator;
+use crate::connection::Facts;
+use crate::cors::Cors;
+use crate::framing::HeadLimits;
+use crate::identity::{self, Identifier};
+use crate::metrics::{Metrics, Outcome};
+use crate::rate_limit::{Limits, Principal};
+use crate::request::RequestContext;
+use crate::routes::{Lookup, Route, Routes, Target};
+use crate::upstreams::Upstreams;
+use crate::{body, health, http2, path};
+
+/// Attempts at upstreams per request.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// Everything a request meets at the edge.
+pub struct Edge {
+    pub routes: &'static Routes,
+    pub identifier: Arc<Identifier>,
+    pub authenticator: Authenticator,
+    pub limits: Arc<Limits>,
+    pub cors: Cors,
+    pub upstreams: Arc<Upstreams>,
+    pub metrics: Arc<Metrics>,
+    pub head_limits: HeadLimits,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+}
+
+impl Edge {
+    fn marks(&self) -> Marks<'_> {
+        Marks {
+            cors: &self.cors,
+            limits: &self.limits,
+        }
+    }
+
+    /// Gives the request its identity and its bounds.
+    fn begin(&self, session: &mut Session, context: &mut RequestContext) {
+        let peer = Facts::of(session).map(|facts| {
+            facts.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            facts.peer.ip()
+        });
+        let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        context.identity = Some(self.identifier.identify(peer, &session.req_header().headers));
+        context.origin = self.cors.allowed_origin(session.req_header());
+        session.set_write_timeout(Some(self.write_timeout));
+    }
+
+    /// Decides what happens to a request: an answer of our own, or `None` to pass it on.
+    async fn admit(&self, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>, Refusal> {
+        http2::check(session, &self.head_limits)?;
+        path::check(path_of(session.req_header().raw_path())).map_err(refuse_path)?;
+        let route = match self
+            .routes
+            .find(&session.req_header().method, session.req_header().uri.path())
+        {
+            Lookup::Found(route) => route,
+            Lookup::WrongMethod { template, .. } if Cors::is_preflight(session.req_header()) => {
+                context.template = template;
+                return Ok(Some(Answer::Preflight));
+            }
+            Lookup::WrongMethod { template, allow } => {
+                context.template = template;
+                return Err(Refusal::wrong_method(allow));
+            }
+            Lookup::Unknown => {
+                return Err(Refusal::new(
+                    Code::NotFound,
+                    "unknown_route",
+                    "There is no such route; see /docs.",
+                ));
+            }
+        };
+        context.route = Some(route);
+        context.template = route.template;
+        match route.target {
+            Target::Health => return Ok(Some(health::answer(&self.upstreams))),
+            Target::Alive => return Ok(Some(Answer::Text("ok\n"))),
+            Target::Upstream(_) => {}
+        }
+        self.admit_to_upstream(session, context, route).await.map(|()| None)
+    }
+
+    async fn admit_to_upstream(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        route: &Route,
+    ) -> Result<(), Refusal> {
+        let declared = body::check_declared(session.req_header(), route.body_bytes_max)?;
+        context.claims = self
+            .authenticator
+            .authenticate(route.access, session.req_header(), &self.metrics)
+            .await?;
+        self.limit(context, route)?;
+        body::receive(session, declared, route.body_bytes_max, self.body_timeout).await
+    }
+
+    fn limit(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
+        let principal = match (&context.claims, &context.identity) {
+            (Some(claims), _) => Principal::User(claims.user_id()),
+            (None, Some(identity)) => Principal::of_address(identity.client),
+            (None, None) => return Ok(()),
+        };
+        let decision = self.limits.check(route.class, principal);
+        self.metrics.rate_limit(route.class, decision.verdict());
+        context.decision = Some(decision);
+        if decision.allowed {
+            return Ok(());
+        }
+        let refusal = Refusal::new(
+            Code::RateLimited,
+            "rate_limited",
+            "Too many requests; `Retry-After` says when to go on.",
+        );
+        Err(refusal.retry_after(decision.retry_after()))
+    }
+}
+
+/// The path without its query, as it arrived.
+fn path_of(target: &[u8]) -> &[u8] {
+    target.split(|byte| *byte == b'?').next().unwrap_or_default()
+}
+
+fn refuse_path(fault: path::PathFault) -> Refusal {
+    Refusal::new(
+        Code::BadRequest,
+        fault.as_str(),
+        "The path is not in its one unambiguous form.",
+    )
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> Self::CTX {
+        RequestContext::new()
+    }
+
+    /// None: compression in particular would hold events back.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Self::CTX) -> pingora::Result<bool> {
+        self.begin(session, context);
+        let answer = match self.admit(session, context).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(answer)) => answer,
+            Err(refusal) => Answer::Refusal(refusal),
+        };
+        self.marks().send(session, context, answer).await?;
+        Ok(true)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        context: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        let max = context.route.map_or(0, |route| route.body_bytes_max);
+        body::count(&mut context.body_bytes, body.as_ref().map_or(0, Bytes::len), max)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
+        let Some((route, Target::Upstream(group))) = context.route.map(|route| (route, route.target)) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a route");
+        };
+        let tried = context.upstream.as_ref().map(|endpoint| endpoint.address);
+        context.attempts += 1;
+        context.attempted_at = Some(Instant::now());
+        context.body_bytes = 0;
+        if context.attempts > 1 {
+            self.metrics.retried(group);
+        }
+        let Some(endpoint) = self.upstreams.pick(group, tried) else {
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no healthy upstream");
+        };
+        let peer = self.upstreams.peer(&endpoint, route.is_stream());
+        context.upstream = Some(endpoint);
+        Ok(peer)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        match &context.identity {
+            Some(identity) => identity::dress(request, identity),
+            None => Error::e_explain(ErrorType::InternalError, "a request without identity"),
+        }
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        context: &mut Self::CTX,
+    ) -> pingora::Result<()> {
+        if answer.status.is_informational() {
+            return Ok(());
+        }
+        context.headers_sent();
+        context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
+        self.marks().apply(answer, context)?;
+        if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
+            context.open_stream = Some(self.metrics.stream_opened());
+            let outcome = Outcome {
+                method: access_log::known_method(&session.req_header().method),
+                route: context.template,
+                status: answer.status.as_u16(),
+                http2: session.as_downstream().is_http2(),
+            };
+            access_log::end_span(context, outcome);
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent, so another attempt is safe whatever the method.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(endpoint) = &context.upstream {
+            endpoint.eject(error.etype().as_str());
+        }
+        error.set_retry(context.attempts < ATTEMPTS_MAX);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Self::CTX) -> FailToProxy {
+        let answered = session
+            .as_downstream()
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        let refusal = refusal_of(error, context).filter(|_| !answered);
+        let status = refusal.as_ref().map_or(0, Refusal::status);
+        if let Some(refusal) = refusal {
+            session.set_keepalive(None);
+            if let Err(error) = self.marks().send(session, context, Answer::Refusal(refusal)).await {
+                tracing::debug!(%error, "the client left before its error answer");
+            }
+        }
+        FailToProxy {
+            error_code: status,
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// The access log says it, once and structured.
+    fn suppress_error_log(&self, _session: &Session, _context: &Self::CTX, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Self::CTX) {
+        if let Some(error) = error.filter(|error| *error.esource() != ErrorSource::Downstream) {
+            tracing::warn!(%error, route = context.template, "request failed");
+        }
+        access_log::record(session, context, error, &self.metrics);
+    }
+}
+
+/// What a failed request is answered with; nothing when the client is gone.
+fn refusal_of(error: &Error, context: &RequestContext) -> Option<Refusal> {
+    use ErrorType as E;
+    let unavailable = |reason, detail| Some(Refusal::new(Code::Unavailable, reason, detail).retry_after(1));
+    match (error.etype(), error.esource()) {
+        (E::HTTPStatus(413), _) => Some(body::too_large(context.route.map_or(0, |route| route.body_bytes_max))),
+        (E::HTTPStatus(503), _) => unavailable(
+            "no_upstream",
+            "The service behind this route is not available; try again.",
+        ),
+        (E::InvalidHTTPHeader, ErrorSource::Downstream) => Some(Refusal::new(
+            Code::BadRequest,
+            "header",
+            "A header field of the request is not valid.",
+        )),
+        (E::ReadTimedout, ErrorSource::Downstream) => Some(Refusal::new(
+            Code::RequestTimeout,
+            "body_timeout",
+            "The request body took too long.",
+        )),
+        (_, ErrorSource::Downstream) => None,
+        (
+            E::ConnectTimedout | E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::SocketError,
+            ErrorSource::Upstream,
+        ) => unavailable(
+            "upstream_connect",
+            "The service behind this route cannot be reached; try again.",
+        ),
+        (E::ReadTimedout | E::WriteTimedout, ErrorSource::Upstream) => Some(Refusal::new(
+            Code::GatewayTimeout,
+            "upstream_timeout",
+            "The service behind this route took too long.",
+        )),
+        (_, ErrorSource::Upstream) => Some(Refusal::new(
+            Code::BadGateway,
+            "upstream_broken",
+            "The service behind this route broke off its answer.",
+        )),
+        _ => Some(Refusal::new(
+            Code::Internal,
+            "internal",
+            "Something went wrong at the gateway. The request id finds it in our logs.",
+        )),
+    }
+}

@@ -1,0 +1,79 @@
+//! What the phases of one request hand to each other.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fechatter_core::token::Claims;
+use http::HeaderValue;
+
+use crate::identity::Identity;
+use crate::rate_limit::Decision;
+use crate::routes::Route;
+use crate::upstreams::Endpoint;
+
+/// The label of requests that match no route.
+pub const UNMATCHED: &str = "unmatched";
+
+/// The state of one request.
+#[derive(Debug)]
+pub struct RequestContext {
+    pub started: Instant,
+    pub identity: Option<Identity>,
+    pub route: Option<&'static Route>,
+    /// Of the route, or of the path whose method was wrong.
+    pub template: &'static str,
+    pub claims: Option<Arc<Claims>>,
+    /// The request's origin, when it is an allowed one.
+    pub origin: Option<HeaderValue>,
+    pub decision: Option<Decision>,
+    /// Why the gateway answered itself, a bounded label.
+    pub refused: Option<&'static str>,
+    pub upstream: Option<Arc<Endpoint>>,
+    /// Upstreams tried.
+    pub attempts: u32,
+    /// When the last attempt began.
+    pub attempted_at: Option<Instant>,
+    /// From the beginning to the answer's head.
+    pub to_headers: Option<Duration>,
+    /// From the last attempt to the upstream's answer's head.
+    pub upstream_wait: Option<Duration>,
+    pub body_bytes: usize,
+    /// Counts an open stream while it lives.
+    pub open_stream: Option<crate::metrics::OpenStream>,
+}
+
+impl RequestContext {
+    /// A request that begins now.
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            identity: None,
+            route: None,
+            template: UNMATCHED,
+            claims: None,
+            origin: None,
+            decision: None,
+            refused: None,
+            upstream: None,
+            attempts: 0,
+            attempted_at: None,
+            to_headers: None,
+            upstream_wait: None,
+            body_bytes: 0,
+            open_stream: None,
+        }
+    }
+
+    /// Notes that the answer's head leaves now.
+    pub fn headers_sent(&mut self) {
+        if self.to_headers.is_none() {
+            self.to_headers = Some(self.started.elapsed());
+        }
+    }
+}
+
+impl Default for RequestContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}
