@@ -1,1 +1,11 @@
-//! dev
+//! Real servers on one machine: PostgreSQL, NATS and our own processes, for `cargo dev up` and for every test.
+//!
+//! Builds with the Rust toolchain and a C linker alone, because it is what installs everything else.
+
+pub mod child;
+pub mod nats;
+pub mod ports;
+pub mod postgres;
+pub mod scratch;
+pub mod tools;
+pub mod wait;

