@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::backoff::{Backoff, Outage};
-use super::status::is_connected;
+use super::status::{Part, is_connected};
 use super::stream::{self, StreamFault};
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
@@ -143,13 +143,14 @@ impl Keeper {
                         generation,
                     }));
                     self.shared.status.stream_ready(true);
+                    self.shared.status.worked(Part::Stream);
                     backoff.reset();
                     outage.worked();
                 }
                 Err(fault) => {
                     self.requests.current.send_replace(None);
                     self.shared.status.stream_ready(false);
-                    self.shared.status.failed("stream", &fault);
+                    self.shared.status.failed(Part::Stream, "stream", &fault);
                     outage.failed(&fault);
                     tokio::time::sleep(backoff.delay()).await;
                 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::backoff::Outage;
+use super::status::Part;
 use crate::repositories::outbox_progress::OutboxProgress;
 
 /// How often partitions are looked after.
@@ -21,10 +22,13 @@ pub(super) async fn run(shared: &Shared) {
     let mut maintain_at = Instant::now();
     loop {
         match poll(shared).await {
-            Ok(()) => outage.worked(),
+            Ok(()) => {
+                outage.worked();
+                shared.status.worked(Part::Monitor);
+            }
             Err(error) => {
                 outage.failed(&error);
-                shared.status.failed("database", &error);
+                shared.status.failed(Part::Monitor, "database", &error);
                 shared.status.record_gauges();
                 tokio::time::sleep(PAUSE).await;
             }

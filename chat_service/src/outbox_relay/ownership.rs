@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, Outage};
+use super::status::Part;
 use super::{STOP_TIMEOUT, Shared, shard};
 use crate::repositories::outbox_progress::OutboxProgress;
 
@@ -38,6 +39,7 @@ pub(super) async fn run(shared: &Arc<Shared>, shutdown: &CancellationToken) {
             Some(Ok(mut connection)) => {
                 backoff.reset();
                 outage.worked();
+                shared.status.worked(Part::Ownership);
                 match shards.hold(&mut connection, shutdown).await {
                     Ok(()) => {
                         shards.stop_all(STOP_TIMEOUT).await;
@@ -51,7 +53,7 @@ pub(super) async fn run(shared: &Arc<Shared>, shutdown: &CancellationToken) {
         };
         shards.abort_all();
         outage.failed(&error);
-        shared.status.failed("ownership", &error);
+        shared.status.failed(Part::Ownership, "ownership", &error);
         let _ = shutdown.run_until_cancelled(tokio::time::sleep(backoff.delay())).await;
     }
 }

@@ -9,7 +9,7 @@ use super::Shared;
 use super::backoff::{Backoff, Outage};
 use super::history::History;
 use super::publisher::{BATCH_BYTES, Fault, Outgoing, publish_batch, publish_one};
-use super::status::is_connected;
+use super::status::{Part, is_connected};
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
 /// Publishes the shard until `stop`; a batch in flight is finished.
@@ -28,6 +28,7 @@ pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken
             Ok(true) => {
                 backoff.reset();
                 outage.worked();
+                shared.status.worked(Part::Shard(shard));
                 if stop.is_cancelled() {
                     return;
                 }
@@ -35,6 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken
             Ok(false) => {
                 backoff.reset();
                 outage.worked();
+                shared.status.worked(Part::Shard(shard));
                 if stop.run_until_cancelled(shared.wake.wait(shard)).await.is_none() {
                     return;
                 }
@@ -42,7 +44,7 @@ pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken
             Err(fault) => {
                 publisher.progress = None;
                 if !matches!(fault, Fault::Superseded) {
-                    shared.status.failed(fault.kind(), &fault);
+                    shared.status.failed(Part::Shard(shard), fault.kind(), &fault);
                     outage.failed(&fault);
                 }
                 generation = history.generation;

@@ -1,5 +1,6 @@
 //! What the relay tells about itself: `/health` and metrics.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,15 @@ use opentelemetry::{KeyValue, global};
 
 /// Age in seconds of an unpublished event from which on something is wrong.
 const TOLERABLE_AGE: f64 = 5.0;
+
+/// A part of the relay that can fail by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Stream,
+    Ownership,
+    Monitor,
+    Shard(i16),
+}
 
 /// State of the relay; cheap to clone and to ask.
 #[derive(Debug, Clone)]
@@ -25,7 +35,7 @@ struct State {
     depth: u64,
     /// When the oldest unpublished event was written.
     oldest: Option<Instant>,
-    last_error: Option<String>,
+    errors: BTreeMap<Part, String>,
     shards: Vec<i16>,
     stream_is_ready: bool,
 }
@@ -101,9 +111,9 @@ impl Status {
         self.lock().oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
     }
 
-    /// Why the relay last failed, until it succeeds again.
+    /// What fails now: the stream, the locks, the database, or else the first shard that does.
     pub fn last_error(&self) -> Option<String> {
-        self.lock().last_error.clone()
+        self.lock().errors.values().next().cloned()
     }
 
     /// Whether NATS is connected and its stream is known to be the one we publish to.
@@ -150,15 +160,19 @@ impl Status {
         let attributes = [KeyValue::new("fechatter.outbox.mode", mode)];
         self.0.instruments.published.add(events as u64, &[]);
         self.0.instruments.duration.record(took.as_secs_f64(), &attributes);
-        let mut state = self.lock();
-        if state.last_error.is_some() {
-            state.last_error = None;
-        }
     }
 
-    pub(super) fn failed(&self, kind: &'static str, error: &dyn std::fmt::Display) {
+    pub(super) fn failed(&self, part: Part, kind: &'static str, error: &dyn std::fmt::Display) {
         self.0.instruments.failures.add(1, &[KeyValue::new("error.type", kind)]);
-        self.lock().last_error = Some(error.to_string());
+        let mut text = error.to_string();
+        if let Part::Shard(shard) = part {
+            text = format!("shard {shard}: {text}");
+        }
+        self.lock().errors.insert(part, text);
+    }
+
+    pub(super) fn worked(&self, part: Part) {
+        self.lock().errors.remove(&part);
     }
 
     pub(super) fn rebuilt(&self) {
@@ -166,16 +180,17 @@ impl Status {
     }
 
     pub(super) fn stream_ready(&self, is_ready: bool) {
-        let mut state = self.lock();
-        state.stream_is_ready = is_ready;
-        if is_ready && state.depth == 0 {
-            state.last_error = None;
-        }
+        self.lock().stream_is_ready = is_ready;
     }
 
+    /// The shards of this process; what others fail at is for them to tell.
     pub(super) fn own(&self, mut shards: Vec<i16>) {
         shards.sort_unstable();
-        self.lock().shards = shards;
+        let mut state = self.lock();
+        state
+            .errors
+            .retain(|part, _| !matches!(part, Part::Shard(shard) if !shards.contains(shard)));
+        state.shards = shards;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
