@@ -5,6 +5,8 @@ GRANT USAGE ON SCHEMA public TO fechatter_chat, fechatter_notify, fechatter_inde
 GRANT SELECT ON _sqlx_migrations TO fechatter_chat, fechatter_notify, fechatter_indexer;
 
 GRANT SELECT, INSERT, UPDATE ON workspaces, users, sessions, invitations TO fechatter_chat;
+-- A workspace and its owner name each other, so their ids are drawn before either is inserted.
+GRANT USAGE ON SEQUENCE workspaces_id_seq, users_id_seq TO fechatter_chat;
 GRANT SELECT, INSERT, UPDATE, DELETE ON refresh_tokens, signin_failures TO fechatter_chat;
 GRANT SELECT, INSERT, UPDATE ON chats, messages TO fechatter_chat;
 GRANT SELECT, INSERT, UPDATE, DELETE ON chat_members TO fechatter_chat;

@@ -73,7 +73,10 @@ impl From<MembershipRule> for Error {
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
-            Error::NotFound(what) => Self::new(Code::NotFound, format!("There is no such {what}, or you may not see it.")),
+            Error::NotFound(what) => Self::new(
+                Code::NotFound,
+                format!("There is no such {what}, or you may not see it."),
+            ),
             Error::Forbidden(why) => Self::new(Code::Forbidden, why),
             Error::Conflict(why) => Self::new(Code::Conflict, why),
             Error::Invalid(errors) => Problem::fields(errors).into(),
@@ -82,16 +85,22 @@ impl From<Error> for ApiError {
                 "This idempotency key was used in this chat with another content; use a new key for a new message.",
             ),
             Error::InvalidCredentials => Self::new(Code::InvalidCredentials, "Email or password is wrong."),
-            Error::InvalidRefreshToken => {
-                Self::new(Code::InvalidToken, "The refresh token is not valid or was used already; sign in again.")
-            }
+            Error::InvalidRefreshToken => Self::new(
+                Code::InvalidToken,
+                "The refresh token is not valid or was used already; sign in again.",
+            ),
             Error::SlowedDown(seconds) => {
-                Problem::new(Code::RateLimited, "Too many failed sign-ins; wait before the next one.").retry_after(seconds).into()
+                Problem::new(Code::RateLimited, "Too many failed sign-ins; wait before the next one.")
+                    .retry_after(seconds)
+                    .into()
             }
             Error::Overloaded => Self::unavailable("The service is busy; try again in a moment.", 1),
             Error::Database(error) if is_away(&error) => {
                 tracing::error!(error = %Chain(&error), "database away");
-                Self::unavailable("The database is not reachable; nothing was changed. Try again in a moment.", 2)
+                Self::unavailable(
+                    "The database is not reachable; nothing was changed. Try again in a moment.",
+                    2,
+                )
             }
             error => Self::internal(&error),
         }
@@ -102,10 +111,10 @@ impl From<Error> for ApiError {
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40001/40P01: try again.
-        sqlx::Error::Database(error) => error
-            .code()
-            .is_some_and(|code| code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") || code.starts_with("40")),
+        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40: try again; 55000: not accepting connections.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            ["57P", "08", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "55000"
+        }),
         _ => false,
     }
 }

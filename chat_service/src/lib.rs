@@ -39,7 +39,11 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(chats::list_chats, chats::create_chat))
         .routes(routes!(chats::get_chat, chats::update_chat, chats::delete_chat))
         .routes(routes!(chats::list_channels))
-        .routes(routes!(members::list_members, members::add_members, members::remove_members))
+        .routes(routes!(
+            members::list_members,
+            members::add_members,
+            members::remove_members
+        ))
         .routes(routes!(members::update_member))
         .routes(routes!(members::join_chat))
         .routes(routes!(members::leave_chat))
@@ -59,6 +63,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
 pub fn router(state: AppState, health: Router) -> anyhow::Result<Router> {
     let document = handlers::openapi::Document(document().to_json()?.into());
     let routes = Router::from(documented()).with_state(state);
-    let described = Router::new().route("/openapi.json", get(handlers::openapi::openapi)).with_state(document);
+    let described = Router::new()
+        .route("/openapi.json", get(handlers::openapi::openapi))
+        .with_state(document);
     Ok(service_runtime::layers::apply(routes.merge(described).merge(health)))
 }

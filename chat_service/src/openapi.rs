@@ -35,14 +35,29 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
 }
 
 fn add_problems(method: &HttpMethod, operation: &mut Operation) {
-    let mut statuses = vec![("429", "Too many requests"), ("500", "Internal error"), ("503", "A dependency is away")];
+    let mut statuses = vec![
+        ("429", "Too many requests"),
+        ("500", "Internal error"),
+        ("503", "A dependency is away"),
+    ];
     if operation.security.is_some() {
         statuses.extend([("401", "No valid access token"), ("403", "Not allowed")]);
     } else if *method != HttpMethod::Get {
-        statuses.extend([("401", "Wrong credentials"), ("403", "Not allowed"), ("409", "Contradicts the present state")]);
+        statuses.extend([
+            ("401", "Wrong credentials"),
+            ("403", "Not allowed"),
+            ("409", "Contradicts the present state"),
+        ]);
     }
-    if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {
-        statuses.extend([("404", "No such thing, or not yours to see"), ("422", "Values break a rule")]);
+    if operation
+        .parameters
+        .as_ref()
+        .is_some_and(|parameters| !parameters.is_empty())
+    {
+        statuses.extend([
+            ("404", "No such thing, or not yours to see"),
+            ("422", "Values break a rule"),
+        ]);
     }
     if operation.request_body.is_some() {
         statuses.extend([
@@ -60,9 +75,15 @@ fn add_problems(method: &HttpMethod, operation: &mut Operation) {
             .description(description)
             .content(
                 fechatter_core::problem::PROBLEM_JSON,
-                ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
+                ContentBuilder::new()
+                    .schema(Some(Ref::from_schema_name("Problem")))
+                    .build(),
             )
             .build();
-        operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
+        operation
+            .responses
+            .responses
+            .entry(status.to_owned())
+            .or_insert(RefOr::T(response));
     }
 }

@@ -51,7 +51,10 @@ impl PasswordHasher {
     pub async fn hash(&self, password: String) -> Result<String, Error> {
         let params = self.params.clone();
         self.run(move || {
-            argon2(&params).hash_password(password.as_bytes()).map(|hash| hash.to_string()).map_err(Error::hashing)
+            argon2(&params)
+                .hash_password(password.as_bytes())
+                .map(|hash| hash.to_string())
+                .map_err(Error::hashing)
         })
         .await?
     }
@@ -77,7 +80,10 @@ impl PasswordHasher {
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
-        let permit = Arc::clone(&self.workers).acquire_owned().await.map_err(|_| Error::Overloaded)?;
+        let permit = Arc::clone(&self.workers)
+            .acquire_owned()
+            .await
+            .map_err(|_| Error::Overloaded)?;
         // The permit goes with the work: a client that leaves does not free the core that still hashes for it.
         tokio::task::spawn_blocking(move || {
             let result = work();
@@ -115,11 +121,27 @@ mod tests {
         let hasher = PasswordHasher::new(&config()).unwrap();
         let hash = hasher.hash("correct horse".into()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert_eq!(hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(), Verdict::Right);
-        assert_eq!(hasher.verify("wrong".into(), Some(hash.clone())).await.unwrap(), Verdict::Wrong);
-        assert_eq!(hasher.verify("correct horse".into(), None).await.unwrap(), Verdict::Wrong);
-        let stronger = PasswordHasher::new(&Passwords { iterations: 3, ..config() }).unwrap();
-        assert_eq!(stronger.verify("correct horse".into(), Some(hash)).await.unwrap(), Verdict::RightButOutdated);
+        assert_eq!(
+            hasher.verify("correct horse".into(), Some(hash.clone())).await.unwrap(),
+            Verdict::Right
+        );
+        assert_eq!(
+            hasher.verify("wrong".into(), Some(hash.clone())).await.unwrap(),
+            Verdict::Wrong
+        );
+        assert_eq!(
+            hasher.verify("correct horse".into(), None).await.unwrap(),
+            Verdict::Wrong
+        );
+        let stronger = PasswordHasher::new(&Passwords {
+            iterations: 3,
+            ..config()
+        })
+        .unwrap();
+        assert_eq!(
+            stronger.verify("correct horse".into(), Some(hash)).await.unwrap(),
+            Verdict::RightButOutdated
+        );
     }
 
     #[tokio::test]

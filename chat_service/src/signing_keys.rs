@@ -51,7 +51,9 @@ pub struct SigningKeys {
 
 impl std::fmt::Debug for SigningKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.loaded.load().keys.iter().map(|key| &key.kid)).finish()
+        f.debug_list()
+            .entries(self.loaded.load().keys.iter().map(|key| &key.kid))
+            .finish()
     }
 }
 
@@ -102,7 +104,10 @@ impl SigningKeys {
                         tracing::error!(error = format!("{error:#}"), "cannot use the signing keys");
                     }
                 }
-                Err(error) => tracing::error!(error = format!("{error:#}"), "cannot read the signing keys, keeping the old"),
+                Err(error) => tracing::error!(
+                    error = format!("{error:#}"),
+                    "cannot read the signing keys, keeping the old"
+                ),
             }
         }
     }
@@ -110,13 +115,20 @@ impl SigningKeys {
 
 /// The newest key of at least the activation age, else the oldest. `keys` is sorted and never empty.
 fn choose(keys: &[SigningKey], now: i64) -> &SigningKey {
-    keys.iter().rev().find(|key| now - key.made_at >= ACTIVATION_SECONDS).unwrap_or(&keys[0])
+    keys.iter()
+        .rev()
+        .find(|key| now - key.made_at >= ACTIVATION_SECONDS)
+        .unwrap_or(&keys[0])
 }
 
 fn read(dir: &Path) -> anyhow::Result<Loaded> {
     let mut keys = Vec::new();
-    let entries = std::fs::read_dir(dir)
-        .with_context(|| format!("auth.keys_dir: cannot read {}; `chat_service keys new --dir` makes a key", dir.display()))?;
+    let entries = std::fs::read_dir(dir).with_context(|| {
+        format!(
+            "auth.keys_dir: cannot read {}; `chat_service keys new --dir` makes a key",
+            dir.display()
+        )
+    })?;
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "pem") {
@@ -124,7 +136,10 @@ fn read(dir: &Path) -> anyhow::Result<Loaded> {
         }
     }
     if keys.is_empty() {
-        bail!("auth.keys_dir: no *.pem in {}; make one by `chat_service keys new --dir {0}`", dir.display());
+        bail!(
+            "auth.keys_dir: no *.pem in {}; make one by `chat_service keys new --dir {0}`",
+            dir.display()
+        );
     }
     keys.sort_by(|a, b| (a.made_at, &a.kid).cmp(&(b.made_at, &b.kid)));
     let jwks = json!({"keys": keys.iter().map(|key| json!({
@@ -143,8 +158,16 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
         .context("not a PKCS#8 PEM file")?;
     let pkcs8 = STANDARD.decode(body).context("not a PKCS#8 PEM file")?;
     let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|error| anyhow::anyhow!("not an Ed25519 key: {error}"))?;
-    let kid = path.file_stem().and_then(|stem| stem.to_str()).context("file name is not UTF-8")?.to_owned();
-    let made_at = kid.split('-').next().and_then(|second| second.parse().ok()).unwrap_or(0);
+    let kid = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .context("file name is not UTF-8")?
+        .to_owned();
+    let made_at = kid
+        .split('-')
+        .next()
+        .and_then(|second| second.parse().ok())
+        .unwrap_or(0);
     Ok(SigningKey {
         kid,
         made_at,
@@ -159,8 +182,16 @@ pub fn generate(dir: &Path) -> anyhow::Result<PathBuf> {
     let pair = Ed25519KeyPair::generate().map_err(|_| anyhow::anyhow!("no randomness for a key"))?;
     let pkcs8 = pair.to_pkcs8().map_err(|_| anyhow::anyhow!("cannot encode the key"))?;
     let random = uuid::Uuid::new_v4().simple().to_string();
-    let path = dir.join(format!("{}-{}.pem", OffsetDateTime::now_utc().unix_timestamp(), &random[..12]));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let path = dir.join(format!(
+        "{}-{}.pem",
+        OffsetDateTime::now_utc().unix_timestamp(),
+        &random[..12]
+    ));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     writeln!(file, "{PEM_BEGIN}\n{}\n{PEM_END}", STANDARD.encode(pkcs8.as_ref()))?;
     file.sync_all()?;
     Ok(path)
@@ -209,6 +240,10 @@ mod tests {
         let loaded = read(dir.path()).unwrap();
         assert_eq!(loaded.jwks["keys"].as_array().unwrap().len(), 2);
         assert!(choose(&loaded.keys, now.unix_timestamp()).kid.ends_with("-old"));
-        assert!(!choose(&loaded.keys, now.unix_timestamp() + ACTIVATION_SECONDS).kid.ends_with("-old"));
+        assert!(
+            !choose(&loaded.keys, now.unix_timestamp() + ACTIVATION_SECONDS)
+                .kid
+                .ends_with("-old")
+        );
     }
 }

@@ -120,7 +120,10 @@ pub async fn refresh(
     let token = match &request.refresh_token {
         Some(token) => token.expose_secret(),
         None => cookie(&headers).ok_or_else(|| {
-            ApiError::new(Code::Unauthenticated, "Send the refresh token as `refresh_token` or in the cookie set at sign-in.")
+            ApiError::new(
+                Code::Unauthenticated,
+                "Send the refresh token as `refresh_token` or in the cookie set at sign-in.",
+            )
         })?,
     };
     let tokens = auth.refresh(token).await?;
@@ -173,7 +176,10 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 /// The client as the gateway saw it; the gateway removes what clients send in these headers.
 fn origin(headers: &HeaderMap) -> Origin {
     let text = |name: &str, most: usize| {
-        headers.get(name).and_then(|value| value.to_str().ok()).map(|value| value.chars().take(most).collect::<String>())
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(|value| value.chars().take(most).collect::<String>())
     };
     Origin {
         address: text("x-forwarded-for", 256)
@@ -190,9 +196,15 @@ mod tests {
     #[test]
     fn the_cookie_is_found_among_others() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::COOKIE, HeaderValue::from_static("a=b; fechatter_refresh=abc; c=d"));
+        headers.insert(
+            header::COOKIE,
+            HeaderValue::from_static("a=b; fechatter_refresh=abc; c=d"),
+        );
         assert_eq!(cookie(&headers), Some("abc"));
-        headers.insert(header::COOKIE, HeaderValue::from_static("fechatter_refresh=; fechatter_refreshx=1"));
+        headers.insert(
+            header::COOKIE,
+            HeaderValue::from_static("fechatter_refresh=; fechatter_refreshx=1"),
+        );
         assert_eq!(cookie(&headers), None);
     }
 

@@ -59,7 +59,11 @@ pub async fn list_chats(
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Page<ChatView>>> {
-    Ok(Json(chats.list((&caller).into(), query.cursor.as_deref(), query.limit).await?))
+    Ok(Json(
+        chats
+            .list((&caller).into(), query.cursor.as_deref(), query.limit)
+            .await?,
+    ))
 }
 
 /// Makes a chat. A single chat with somebody one has one with is returned with 200.
@@ -78,7 +82,11 @@ pub async fn create_chat(
         member_ids: request.member_ids,
     };
     let created = chats.create((&caller).into(), request).await?;
-    let status = if created.is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if created.is_new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok((status, Json(created.chat)))
 }
 
@@ -113,7 +121,11 @@ pub async fn update_chat(
 /// Ends a chat for everybody at once; its owner may.
 #[utoipa::path(delete, path = "/api/chat/{id}", tag = "chats", operation_id = "delete_chat", params(("id" = ChatId, Path,)),
     security(("bearer" = [])), responses((status = 204, description = "The chat has ended")))]
-pub async fn delete_chat(State(chats): State<ChatService>, caller: Caller, Path(id): Path<ChatId>) -> ApiResult<StatusCode> {
+pub async fn delete_chat(
+    State(chats): State<ChatService>,
+    caller: Caller,
+    Path(id): Path<ChatId>,
+) -> ApiResult<StatusCode> {
     chats.delete((&caller).into(), id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -126,5 +138,9 @@ pub async fn list_channels(
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Page<ChatView>>> {
-    Ok(Json(chats.list_public((&caller).into(), query.cursor.as_deref(), query.limit).await?))
+    Ok(Json(
+        chats
+            .list_public((&caller).into(), query.cursor.as_deref(), query.limit)
+            .await?,
+    ))
 }

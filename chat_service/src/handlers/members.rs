@@ -55,7 +55,11 @@ pub async fn list_members(
     Path(id): Path<ChatId>,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Page<MemberView>>> {
-    Ok(Json(members.list((&caller).into(), id, query.cursor.as_deref(), query.limit).await?))
+    Ok(Json(
+        members
+            .list((&caller).into(), id, query.cursor.as_deref(), query.limit)
+            .await?,
+    ))
 }
 
 /// Adds members; the chat's owner may. Adding a member again changes nothing.
@@ -128,7 +132,11 @@ pub async fn join_chat(
 /// Leaves a chat. The longest-standing member inherits what an owner leaves; the last one out ends the chat.
 #[utoipa::path(post, path = "/api/chat/{id}/leave", tag = "members", operation_id = "leave_chat", params(("id" = ChatId, Path,)),
     security(("bearer" = [])), responses((status = 204, description = "Left")))]
-pub async fn leave_chat(State(members): State<MemberService>, caller: Caller, Path(id): Path<ChatId>) -> ApiResult<StatusCode> {
+pub async fn leave_chat(
+    State(members): State<MemberService>,
+    caller: Caller,
+    Path(id): Path<ChatId>,
+) -> ApiResult<StatusCode> {
     members.leave((&caller).into(), id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -91,7 +91,9 @@ pub async fn list_messages(
     Path(id): Path<ChatId>,
     Query(query): Query<MessagesQuery>,
 ) -> ApiResult<Json<Messages>> {
-    let page = messages.list((&caller).into(), id, query.before, query.after, query.limit).await?;
+    let page = messages
+        .list((&caller).into(), id, query.before, query.after, query.limit)
+        .await?;
     Ok(Json(Messages {
         items: page.items,
         has_more: page.has_more,
@@ -111,8 +113,14 @@ pub async fn send_message(
     Json(request): Json<SendMessageRequest>,
 ) -> ApiResult<(StatusCode, Json<MessageView>)> {
     let key = idempotency_key(&headers, request.idempotency_key)?;
-    let sent = messages.send((&caller).into(), id, &request.content, key.as_deref()).await?;
-    let status = if sent.is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let sent = messages
+        .send((&caller).into(), id, &request.content, key.as_deref())
+        .await?;
+    let status = if sent.is_new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok((status, Json(sent.message)))
 }
 
@@ -138,7 +146,11 @@ pub async fn edit_message(
     Path((id, message_id)): Path<(ChatId, MessageId)>,
     Json(request): Json<EditMessageRequest>,
 ) -> ApiResult<Json<MessageView>> {
-    Ok(Json(messages.edit((&caller).into(), id, message_id, &request.content).await?))
+    Ok(Json(
+        messages
+            .edit((&caller).into(), id, message_id, &request.content)
+            .await?,
+    ))
 }
 
 /// Deletes a message and leaves a tombstone that keeps its `seq`; its sender and the chat's owner may.

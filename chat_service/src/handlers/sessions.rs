@@ -61,7 +61,11 @@ pub async fn list_sessions(State(sessions): State<SessionService>, caller: Calle
 /// Ends one of the caller's sessions.
 #[utoipa::path(delete, path = "/api/sessions/{id}", tag = "auth", operation_id = "end_session", params(("id" = Uuid, Path,)),
     security(("bearer" = [])), responses((status = 204, description = "The session has ended")))]
-pub async fn end_session(State(sessions): State<SessionService>, caller: Caller, Path(id): Path<Uuid>) -> ApiResult<StatusCode> {
+pub async fn end_session(
+    State(sessions): State<SessionService>,
+    caller: Caller,
+    Path(id): Path<Uuid>,
+) -> ApiResult<StatusCode> {
     sessions.end((&caller).into(), id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

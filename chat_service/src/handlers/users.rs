@@ -42,7 +42,11 @@ pub async fn list_users(
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Page<UserView>>> {
-    Ok(Json(users.list((&caller).into(), query.cursor.as_deref(), query.limit).await?))
+    Ok(Json(
+        users
+            .list((&caller).into(), query.cursor.as_deref(), query.limit)
+            .await?,
+    ))
 }
 
 /// Changes one's name, or as owner or admin somebody's role.
@@ -65,7 +69,11 @@ pub async fn update_user(
 /// Deactivates a user: oneself, or as owner or admin somebody below. Their sessions end.
 #[utoipa::path(delete, path = "/api/users/{id}", tag = "users", operation_id = "deactivate_user", params(("id" = UserId, Path,)),
     security(("bearer" = [])), responses((status = 204, description = "Deactivated")))]
-pub async fn deactivate_user(State(users): State<UserService>, caller: Caller, Path(id): Path<UserId>) -> ApiResult<StatusCode> {
+pub async fn deactivate_user(
+    State(users): State<UserService>,
+    caller: Caller,
+    Path(id): Path<UserId>,
+) -> ApiResult<StatusCode> {
     users.deactivate((&caller).into(), id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -141,7 +141,9 @@ pub async fn list_invitations(
     caller: Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<Json<Page<Invitation>>> {
-    let page = workspaces.list_invitations((&caller).into(), query.cursor.as_deref(), query.limit).await?;
+    let page = workspaces
+        .list_invitations((&caller).into(), query.cursor.as_deref(), query.limit)
+        .await?;
     Ok(Json(Page {
         items: page.items.into_iter().map(|row| Invitation::new(row, None)).collect(),
         next: page.next,

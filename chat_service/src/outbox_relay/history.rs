@@ -5,6 +5,7 @@
 //! keeper looks at the start, after every reconnection, whenever a publisher doubts, and twice a minute.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Longest time between two examinations of the stream.
 const EXAMINE_EVERY: Duration = Duration::from_secs(30);
 /// Longest time an examination may take.
-const EXAMINE_TIMEOUT: Duration = Duration::from_secs(60);
+const EXAMINE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A history that was found valid, and on which connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,23 +32,33 @@ pub(super) struct History {
     pub(super) epoch: Uuid,
     /// [`Shared::connects`] before the examination.
     pub(super) connects: u64,
-    /// Counts examinations.
-    pub(super) generation: u64,
+    /// The last doubt before the examination.
+    answers: u64,
 }
+
+/// A doubt: only an examination that began after it counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Doubt(u64);
 
 /// What publishers see of the keeper.
 #[derive(Debug)]
 pub(super) struct Handle {
     current: watch::Receiver<Option<History>>,
-    doubt: Arc<Notify>,
+    doubts: Arc<Doubts>,
+}
+
+#[derive(Debug, Default)]
+struct Doubts {
+    raised: AtomicU64,
+    wake: Notify,
 }
 
 impl Handle {
-    /// Waits for a history that was examined after `generation`.
-    pub(super) async fn newer_than(&self, generation: u64) -> History {
+    /// Waits for a history that was found valid after `doubt` was raised.
+    pub(super) async fn valid_since(&self, doubt: Doubt) -> History {
         let mut current = self.current.clone();
         let found = current
-            .wait_for(|history| history.is_some_and(|history| history.generation > generation))
+            .wait_for(|history| history.is_some_and(|history| history.answers >= doubt.0))
             .await;
         match found.map(|history| *history) {
             Ok(Some(history)) => history,
@@ -56,15 +67,11 @@ impl Handle {
         }
     }
 
-    /// Asks for an examination, unless one has been made since `generation`.
-    pub(super) fn doubt(&self, generation: u64) {
-        if self
-            .current
-            .borrow()
-            .is_none_or(|history| history.generation <= generation)
-        {
-            self.doubt.notify_one();
-        }
+    /// Asks for an examination.
+    pub(super) fn doubt(&self) -> Doubt {
+        let raised = self.doubts.raised.fetch_add(1, Ordering::SeqCst) + 1;
+        self.doubts.wake.notify_one();
+        Doubt(raised)
     }
 }
 
@@ -72,17 +79,21 @@ impl Handle {
 #[derive(Debug)]
 pub(super) struct Requests {
     current: watch::Sender<Option<History>>,
-    doubt: Arc<Notify>,
+    doubts: Arc<Doubts>,
 }
 
 pub(super) fn channel() -> (Handle, Requests) {
     let (sender, receiver) = watch::channel(None);
-    let doubt = Arc::new(Notify::new());
+    let doubts = Arc::new(Doubts::default());
     let handle = Handle {
         current: receiver,
-        doubt: Arc::clone(&doubt),
+        doubts: Arc::clone(&doubts),
     };
-    (handle, Requests { current: sender, doubt })
+    let requests = Requests {
+        current: sender,
+        doubts,
+    };
+    (handle, requests)
 }
 
 pub(super) struct Keeper {
@@ -111,12 +122,11 @@ impl Keeper {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut outage = Outage::new("keeping the event stream");
         let mut examined = Instant::now();
-        let mut generation = 0;
         loop {
-            let is_doubted = tokio::select! {
-                () = self.requests.doubt.notified() => true,
-                () = tokio::time::sleep(LOOK) => false,
-            };
+            tokio::select! {
+                () = self.requests.doubts.wake.notified() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
             if !is_connected(&self.shared.client) {
                 self.requests.current.send_replace(None);
                 self.shared.status.stream_ready(false);
@@ -124,23 +134,20 @@ impl Keeper {
                 continue;
             }
             let connects = self.shared.connects();
-            let is_current = self
-                .requests
-                .current
-                .borrow()
-                .is_some_and(|history| history.connects == connects);
-            if is_current && !is_doubted && examined.elapsed() < EXAMINE_EVERY {
+            let raised = self.requests.doubts.raised.load(Ordering::SeqCst);
+            let is_trusted = |history: &History| history.connects == connects && history.answers == raised;
+            let is_current = self.requests.current.borrow().as_ref().is_some_and(is_trusted);
+            if is_current && examined.elapsed() < EXAMINE_EVERY {
                 continue;
             }
             let examination = tokio::time::timeout(EXAMINE_TIMEOUT, self.examine()).await;
             examined = Instant::now();
             match examination.unwrap_or(Err(StreamFault::Timeout)) {
                 Ok(epoch) => {
-                    generation += 1;
                     self.requests.current.send_replace(Some(History {
                         epoch,
                         connects,
-                        generation,
+                        answers: raised,
                     }));
                     self.shared.status.stream_ready(true);
                     self.shared.status.worked(Part::Stream);

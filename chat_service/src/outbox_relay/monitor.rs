@@ -10,9 +10,9 @@ use super::status::Part;
 use crate::repositories::outbox_progress::OutboxProgress;
 
 /// How often partitions are looked after.
-const MAINTAIN_EVERY: Duration = Duration::from_secs(3_600);
+const MAINTAIN_EVERY: Duration = Duration::from_hours(1);
 /// When to come again after a failure.
-const RETRY: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_mins(1);
 /// Wait after a failed poll.
 const PAUSE: Duration = Duration::from_millis(500);
 

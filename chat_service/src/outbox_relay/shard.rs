@@ -7,28 +7,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::backoff::{Backoff, Outage};
-use super::history::History;
+use super::history::{Doubt, History};
 use super::publisher::{BATCH_BYTES, Fault, Outgoing, publish_batch, publish_one};
 use super::status::{Part, is_connected};
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
 /// Publishes the shard until `stop`; a batch in flight is finished.
-pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken) {
+pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
     let mut outage = Outage::new("publishing events of a shard");
     let mut publisher = ShardPublisher {
-        shared: &shared,
+        shared: &relay,
         shard,
         progress: None,
     };
-    // A history older than this one is not trusted any more.
-    let mut generation = 0;
-    while let Some(history) = stop.run_until_cancelled(shared.history.newer_than(generation)).await {
+    let mut doubt = Doubt::default();
+    while let Some(history) = stop.run_until_cancelled(relay.history.valid_since(doubt)).await {
         match publisher.publish_next(history).await {
             Ok(true) => {
                 backoff.reset();
                 outage.worked();
-                shared.status.worked(Part::Shard(shard));
+                relay.status.worked(Part::Shard(shard));
                 if stop.is_cancelled() {
                     return;
                 }
@@ -36,22 +35,22 @@ pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken
             Ok(false) => {
                 backoff.reset();
                 outage.worked();
-                shared.status.worked(Part::Shard(shard));
-                if stop.run_until_cancelled(shared.wake.wait(shard)).await.is_none() {
+                relay.status.worked(Part::Shard(shard));
+                if stop.run_until_cancelled(relay.wake.wait(shard)).await.is_none() {
                     return;
                 }
             }
             Err(fault) => {
                 publisher.progress = None;
                 if !matches!(fault, Fault::Superseded) {
-                    shared.status.failed(Part::Shard(shard), fault.kind(), &fault);
-                    outage.failed(&fault);
+                    relay.status.failed(Part::Shard(shard), fault.kind(), &fault);
+                    if !is_told_by_others(&fault) {
+                        outage.failed(&format_args!("shard {shard}: {fault}"));
+                    }
                 }
-                generation = history.generation;
-                shared.history.doubt(generation);
+                doubt = relay.history.doubt();
                 // Without a connection there is no history to wait for; with one the server asks for patience.
-                let wait = if is_connected(&shared.client) && !matches!(fault, Fault::Disconnected | Fault::Superseded)
-                {
+                let wait = if is_connected(&relay.client) && !matches!(fault, Fault::Disconnected | Fault::Superseded) {
                     backoff.delay()
                 } else {
                     Duration::ZERO
@@ -62,6 +61,11 @@ pub(super) async fn run(shared: Arc<Shared>, shard: i16, stop: CancellationToken
             }
         }
     }
+}
+
+/// Servers that are away are logged once for the whole process, not by each shard.
+fn is_told_by_others(fault: &Fault) -> bool {
+    matches!(fault, Fault::Disconnected | Fault::NoStream | Fault::Database(_))
 }
 
 struct ShardPublisher<'a> {
@@ -124,14 +128,14 @@ impl ShardPublisher<'_> {
     async fn publish_unit(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
         let [single] = unit else {
             return match publish_batch(self.shared, history, unit).await {
-                Ok(sequence) => self.advance(unit, sequence).await,
+                Ok(sequence) => self.advance(history, unit, sequence).await,
                 // An earlier attempt, or another process, stored some of them: find out which, one by one.
                 Err(Fault::Duplicates) => self.publish_one_by_one(history, unit).await,
                 Err(fault) => Err(fault),
             };
         };
         let ack = publish_one(self.shared, history, single).await?;
-        self.advance(unit, ack.sequence).await
+        self.advance(history, unit, ack.sequence).await
     }
 
     async fn publish_one_by_one(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
@@ -158,13 +162,13 @@ impl ShardPublisher<'_> {
             }
         }
         if stored > 0 {
-            self.advance(&unit[..stored], sequence).await?;
+            self.advance(history, &unit[..stored], sequence).await?;
         }
         result
     }
 
     /// Records that the stream holds `stored`, the last of them at `sequence`.
-    async fn advance(&mut self, stored: &[Outgoing], sequence: i64) -> Result<(), Fault> {
+    async fn advance(&mut self, history: History, stored: &[Outgoing], sequence: i64) -> Result<(), Fault> {
         let (Some(progress), Some(last)) = (self.progress, stored.last()) else {
             return Err(Fault::Superseded);
         };
@@ -186,6 +190,10 @@ impl ShardPublisher<'_> {
             stream_sequence: sequence,
             ..progress
         });
+        // The server may have crashed since its acknowledgement and been examined without this progress.
+        if self.shared.connects() != history.connects {
+            return Err(Fault::Disconnected);
+        }
         Ok(())
     }
 }

@@ -159,12 +159,20 @@ impl Chats<'_> {
     /// Like [`Self::find`], and holds the user's membership, then the chat, until the transaction ends: the member list,
     /// `last_seq` and the chat's end stand still meanwhile.
     pub async fn lock(&mut self, workspace: WorkspaceId, chat: ChatId, user: UserId) -> Result<Option<ChatRow>, Error> {
-        sqlx::query!("SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = $2 FOR KEY SHARE", chat.0, user.0)
-            .fetch_optional(&mut *self.0)
-            .await?;
-        sqlx::query!("SELECT id FROM chats WHERE workspace_id = $1 AND id = $2 FOR NO KEY UPDATE", workspace.0, chat.0)
-            .fetch_optional(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = $2 FOR KEY SHARE",
+            chat.0,
+            user.0
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
+        sqlx::query!(
+            "SELECT id FROM chats WHERE workspace_id = $1 AND id = $2 FOR NO KEY UPDATE",
+            workspace.0,
+            chat.0
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
         self.find(workspace, chat, user).await
     }
 
@@ -251,17 +259,24 @@ impl Chats<'_> {
     }
 
     pub async fn set_owner(&mut self, chat: ChatId, owner: UserId) -> Result<(), Error> {
-        sqlx::query!("UPDATE chats SET owner_id = $2, updated_at = now() WHERE id = $1", chat.0, owner.0)
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "UPDATE chats SET owner_id = $2, updated_at = now() WHERE id = $1",
+            chat.0,
+            owner.0
+        )
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 
     /// Ends a chat; its rows stay for audit.
     pub async fn delete(&mut self, chat: ChatId) -> Result<(), Error> {
-        sqlx::query!("UPDATE chats SET deleted_at = now(), updated_at = now() WHERE id = $1", chat.0)
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "UPDATE chats SET deleted_at = now(), updated_at = now() WHERE id = $1",
+            chat.0
+        )
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 }

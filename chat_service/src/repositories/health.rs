@@ -4,5 +4,9 @@ use sqlx::PgPool;
 
 /// For `/health`.
 pub async fn ping(pool: PgPool) -> Result<Option<String>, String> {
-    sqlx::query_scalar!("SELECT 1").fetch_one(&pool).await.map(|_| None).map_err(|error| error.to_string())
+    sqlx::query_scalar!("SELECT 1")
+        .fetch_one(&pool)
+        .await
+        .map(|_| None)
+        .map_err(|error| error.to_string())
 }

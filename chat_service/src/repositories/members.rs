@@ -22,7 +22,11 @@ impl From<Row> for MemberView {
         Self {
             user_id: row.user_id.into(),
             fullname: row.fullname,
-            role: if row.is_owner { MemberRole::Owner } else { MemberRole::Member },
+            role: if row.is_owner {
+                MemberRole::Owner
+            } else {
+                MemberRole::Member
+            },
             joined_at: row.joined_at,
             last_read_seq: row.last_read_seq,
         }
@@ -84,9 +88,13 @@ impl Members<'_> {
 
     /// Holds one membership against removal until the transaction ends. Call before locking the chat.
     pub async fn hold(&mut self, chat: ChatId, user: UserId) -> Result<(), Error> {
-        sqlx::query!("SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = $2 FOR KEY SHARE", chat.0, user.0)
-            .fetch_optional(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = $2 FOR KEY SHARE",
+            chat.0,
+            user.0
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
         Ok(())
     }
 
@@ -108,11 +116,16 @@ impl Members<'_> {
 
     /// Removes members; the chat is locked by the caller.
     pub async fn delete(&mut self, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
-        let removed = sqlx::query!("DELETE FROM chat_members WHERE chat_id = $1 AND user_id = ANY($2)", chat.0, ids)
-            .execute(&mut *self.0)
-            .await?
-            .rows_affected();
-        self.count_change(chat, usize::try_from(removed).unwrap_or(usize::MAX), false).await
+        let removed = sqlx::query!(
+            "DELETE FROM chat_members WHERE chat_id = $1 AND user_id = ANY($2)",
+            chat.0,
+            ids
+        )
+        .execute(&mut *self.0)
+        .await?
+        .rows_affected();
+        self.count_change(chat, usize::try_from(removed).unwrap_or(usize::MAX), false)
+            .await
     }
 
     async fn count_change(&mut self, chat: ChatId, people: usize, added: bool) -> Result<(), Error> {

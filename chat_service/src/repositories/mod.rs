@@ -100,7 +100,8 @@ impl UnitOfWork {
         scope_id: i64,
         data: &T,
     ) -> Result<(), Error> {
-        self.append_all(event_type, workspace, scope_id, std::slice::from_ref(data)).await
+        self.append_all(event_type, workspace, scope_id, std::slice::from_ref(data))
+            .await
     }
 
     /// Appends several events of one type and scope, in order; see [`Outbox::append_all`].
@@ -112,7 +113,9 @@ impl UnitOfWork {
         data: &[T],
     ) -> Result<(), Error> {
         self.shard = Some(shard_of(scope_id));
-        Outbox(&mut self.transaction).append_all(event_type, workspace, scope_id, data).await
+        Outbox(&mut self.transaction)
+            .append_all(event_type, workspace, scope_id, data)
+            .await
     }
 }
 
@@ -157,5 +160,6 @@ impl Repositories for Connection {
 
 /// Reads a closed set of names that a check or an enum of the schema guarantees.
 fn known<T: std::str::FromStr>(text: &str) -> Result<T, Error> {
-    text.parse().map_err(|_| Error::Inconsistent(format!("unknown value {text:?}")))
+    text.parse()
+        .map_err(|_| Error::Inconsistent(format!("unknown value {text:?}")))
 }

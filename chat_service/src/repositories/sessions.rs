@@ -85,7 +85,9 @@ impl Sessions<'_> {
         else {
             return Ok(None);
         };
-        sqlx::query!("SELECT id FROM sessions WHERE id = $1 FOR UPDATE", session).fetch_one(&mut *self.0).await?;
+        sqlx::query!("SELECT id FROM sessions WHERE id = $1 FOR UPDATE", session)
+            .fetch_one(&mut *self.0)
+            .await?;
         Ok(sqlx::query_as!(
             RefreshRow,
             "SELECT s.id AS session_id, s.workspace_id, s.user_id, t.expires_at AS token_expires_at, t.used_at,
@@ -106,9 +108,12 @@ impl Sessions<'_> {
             .execute(&mut *self.0)
             .await?;
         // Used tokens betray thieves for as long as they would have been valid, no longer.
-        sqlx::query!("DELETE FROM refresh_tokens WHERE session_id = $1 AND expires_at < now()", session)
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "DELETE FROM refresh_tokens WHERE session_id = $1 AND expires_at < now()",
+            session
+        )
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 

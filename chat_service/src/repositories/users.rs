@@ -198,9 +198,13 @@ impl Users<'_> {
     }
 
     pub async fn set_fullname(&mut self, id: UserId, fullname: &str) -> Result<(), Error> {
-        sqlx::query!("UPDATE users SET fullname = $2, updated_at = now() WHERE id = $1", id.0, fullname)
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "UPDATE users SET fullname = $2, updated_at = now() WHERE id = $1",
+            id.0,
+            fullname
+        )
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 
@@ -215,18 +219,24 @@ impl Users<'_> {
     }
 
     pub async fn set_password_hash(&mut self, id: UserId, hash: &str) -> Result<(), Error> {
-        sqlx::query!("UPDATE users SET password_hash = $2, updated_at = now() WHERE id = $1", id.0, hash)
-            .execute(&mut *self.0)
-            .await?;
+        sqlx::query!(
+            "UPDATE users SET password_hash = $2, updated_at = now() WHERE id = $1",
+            id.0,
+            hash
+        )
+        .execute(&mut *self.0)
+        .await?;
         Ok(())
     }
 
     /// The worst of the failures of these subjects: count and when the last one was.
     pub async fn signin_failures(&mut self, subjects: &[String]) -> Result<Vec<(i32, OffsetDateTime)>, Error> {
-        let rows =
-            sqlx::query!("SELECT failures, last_failed_at FROM signin_failures WHERE subject = ANY($1)", subjects)
-                .fetch_all(&mut *self.0)
-                .await?;
+        let rows = sqlx::query!(
+            "SELECT failures, last_failed_at FROM signin_failures WHERE subject = ANY($1)",
+            subjects
+        )
+        .fetch_all(&mut *self.0)
+        .await?;
         Ok(rows.into_iter().map(|row| (row.failures, row.last_failed_at)).collect())
     }
 
@@ -259,7 +269,9 @@ impl Users<'_> {
     }
 
     pub async fn forgive_signin_failures(&mut self, subject: &str) -> Result<(), Error> {
-        sqlx::query!("DELETE FROM signin_failures WHERE subject = $1", subject).execute(&mut *self.0).await?;
+        sqlx::query!("DELETE FROM signin_failures WHERE subject = $1", subject)
+            .execute(&mut *self.0)
+            .await?;
         Ok(())
     }
 }

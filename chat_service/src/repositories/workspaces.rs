@@ -37,12 +37,16 @@ impl Workspaces<'_> {
     }
 
     pub async fn rename(&mut self, id: WorkspaceId, name: &str) -> Result<(), Error> {
-        sqlx::query!("UPDATE workspaces SET name = $2 WHERE id = $1", id.0, name).execute(&mut *self.0).await?;
+        sqlx::query!("UPDATE workspaces SET name = $2 WHERE id = $1", id.0, name)
+            .execute(&mut *self.0)
+            .await?;
         Ok(())
     }
 
     pub async fn set_owner(&mut self, id: WorkspaceId, owner: UserId) -> Result<(), Error> {
-        sqlx::query!("UPDATE workspaces SET owner_id = $2 WHERE id = $1", id.0, owner.0).execute(&mut *self.0).await?;
+        sqlx::query!("UPDATE workspaces SET owner_id = $2 WHERE id = $1", id.0, owner.0)
+            .execute(&mut *self.0)
+            .await?;
         Ok(())
     }
 }

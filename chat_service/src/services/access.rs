@@ -23,14 +23,18 @@ pub async fn locked_member(repositories: &mut impl Repositories, actor: Actor, c
 pub fn judge(row: Option<ChatRow>) -> Result<ChatRow, Error> {
     match row {
         Some(row) if row.is_member() => Ok(row),
-        Some(row) if row.shared.kind.is_discoverable() => {
-            Err(Error::Forbidden("You are not a member of this channel; join it first (POST /api/chat/{id}/join)."))
-        }
+        Some(row) if row.shared.kind.is_discoverable() => Err(Error::Forbidden(
+            "You are not a member of this channel; join it first (POST /api/chat/{id}/join).",
+        )),
         _ => Err(Error::NotFound("chat")),
     }
 }
 
 /// Refuses everybody but the chat's owner.
 pub fn owner(row: &ChatRow, actor: Actor) -> Result<(), Error> {
-    if row.shared.owner_id == actor.user { Ok(()) } else { Err(Error::Forbidden("Only the owner of the chat may do this.")) }
+    if row.shared.owner_id == actor.user {
+        Ok(())
+    } else {
+        Err(Error::Forbidden("Only the owner of the chat may do this."))
+    }
 }

@@ -83,22 +83,39 @@ impl AuthService {
     /// Makes a user: the owner of a new workspace, or by invitation a member of an existing one.
     pub async fn sign_up(&self, request: SignUp, origin: &Origin) -> Result<Tokens, Error> {
         Validation::default()
-            .check(user::is_name(&request.fullname, FULLNAME_CHARS_MAX), "fullname", "invalid", "1 to 64 visible characters, no spaces around")
-            .check(user::is_email(&request.email), "email", "invalid", format_args!("an address such as ada@example.org, at most {EMAIL_BYTES_MAX} bytes"))
+            .check(
+                user::is_name(&request.fullname, FULLNAME_CHARS_MAX),
+                "fullname",
+                "invalid",
+                "1 to 64 visible characters, no spaces around",
+            )
+            .check(
+                user::is_email(&request.email),
+                "email",
+                "invalid",
+                format_args!("an address such as ada@example.org, at most {EMAIL_BYTES_MAX} bytes"),
+            )
             .check(
                 user::is_password(&request.password),
                 "password",
                 "invalid",
                 format_args!("at least {PASSWORD_CHARS_MIN} characters and at most {PASSWORD_BYTES_MAX} bytes"),
             )
-            .check(user::is_name(&request.workspace, WORKSPACE_NAME_CHARS_MAX), "workspace", "invalid", "1 to 64 visible characters, no spaces around")
+            .check(
+                user::is_name(&request.workspace, WORKSPACE_NAME_CHARS_MAX),
+                "workspace",
+                "invalid",
+                "1 to 64 visible characters, no spaces around",
+            )
             .finish()?;
         // Cheap refusals first: hashing is what an attacker would want us to do.
         let mut connection = self.store.connection().await?;
         let existing = connection.workspaces().find_by_name(&request.workspace).await?;
         drop(connection);
         if existing.is_some() && request.invitation.is_none() {
-            return Err(Error::Forbidden("This workspace exists; an invitation from its owner or an admin lets you in."));
+            return Err(Error::Forbidden(
+                "This workspace exists; an invitation from its owner or an admin lets you in.",
+            ));
         }
         let password_hash = self.passwords.hash(request.password).await?;
         let new = NewUser {
@@ -109,12 +126,22 @@ impl AuthService {
         let mut unit = self.store.begin().await?;
         let inserted = match (existing, &request.invitation) {
             (Some(workspace), Some(invitation)) => {
-                if !unit.invitations().redeem(workspace, &hash_secret(invitation), &request.email).await? {
-                    return Err(Error::Forbidden("The invitation is not valid for this workspace and address, or is spent or expired."));
+                if !unit
+                    .invitations()
+                    .redeem(workspace, &hash_secret(invitation), &request.email)
+                    .await?
+                {
+                    return Err(Error::Forbidden(
+                        "The invitation is not valid for this workspace and address, or is spent or expired.",
+                    ));
                 }
                 unit.users().insert(workspace, &new).await
             }
-            (None, Some(_)) => return Err(Error::Forbidden("The invitation is not valid for this workspace and address, or is spent or expired.")),
+            (None, Some(_)) => {
+                return Err(Error::Forbidden(
+                    "The invitation is not valid for this workspace and address, or is spent or expired.",
+                ));
+            }
             _ => unit.users().insert_with_workspace(&request.workspace, &new).await,
         };
         let user = match inserted {
@@ -123,7 +150,9 @@ impl AuthService {
                 return Err(Error::Conflict("There is an account with this email; sign in instead."));
             }
             Err(error) if error.violates("workspaces_name_key") => {
-                return Err(Error::Conflict("Somebody made this workspace a moment ago; ask for an invitation."));
+                return Err(Error::Conflict(
+                    "Somebody made this workspace a moment ago; ask for an invitation.",
+                ));
             }
             Err(error) => return Err(error),
         };
@@ -153,7 +182,12 @@ impl AuthService {
         let user = match (found, verdict) {
             (Some(user), Verdict::Right | Verdict::RightButOutdated) if !user.is_deactivated => user,
             _ => {
-                self.store.connection().await?.users().count_signin_failure(&subjects).await?;
+                self.store
+                    .connection()
+                    .await?
+                    .users()
+                    .count_signin_failure(&subjects)
+                    .await?;
                 return Err(Error::InvalidCredentials);
             }
         };
@@ -166,7 +200,9 @@ impl AuthService {
             unit.users().set_password_hash(user.view.id, &hash).await?;
         }
         if !failures.is_empty() {
-            unit.users().forgive_signin_failures(&format!("account:{}", email.to_lowercase())).await?;
+            unit.users()
+                .forgive_signin_failures(&format!("account:{}", email.to_lowercase()))
+                .await?;
         }
         let tokens = self.open_session(&mut unit, user.view, origin).await?;
         unit.commit().await?;
@@ -194,16 +230,24 @@ impl AuthService {
                     session_id: row.session_id,
                     user_id: user,
                 };
-                unit.append(EventType::SessionRevoked, workspace, user.0, &event).await?;
+                unit.append(EventType::SessionRevoked, workspace, user.0, &event)
+                    .await?;
                 unit.commit().await?;
             }
             return Err(Error::InvalidRefreshToken);
         }
-        let Some(user) = unit.users().find(workspace, user).await?.filter(|user| !user.is_deactivated) else {
+        let Some(user) = unit
+            .users()
+            .find(workspace, user)
+            .await?
+            .filter(|user| !user.is_deactivated)
+        else {
             return Err(Error::InvalidRefreshToken);
         };
         unit.sessions().use_refresh_token(&hash, row.session_id).await?;
-        let tokens = self.issue(&mut unit, user.view, row.session_id, row.session_expires_at, now).await?;
+        let tokens = self
+            .issue(&mut unit, user.view, row.session_id, row.session_expires_at, now)
+            .await?;
         unit.commit().await?;
         Ok(tokens)
     }
@@ -216,7 +260,8 @@ impl AuthService {
                 session_id: actor.session,
                 user_id: actor.user,
             };
-            unit.append(EventType::SessionRevoked, actor.workspace, actor.user.0, &event).await?;
+            unit.append(EventType::SessionRevoked, actor.workspace, actor.user.0, &event)
+                .await?;
         }
         unit.commit().await
     }
@@ -248,7 +293,9 @@ impl AuthService {
     ) -> Result<Tokens, Error> {
         let (refresh_token, hash) = new_secret();
         let refresh_expires_at = session_expires_at.min(now + Duration::seconds(self.config.refresh_seconds));
-        unit.sessions().insert_refresh_token(&hash, session, refresh_expires_at).await?;
+        unit.sessions()
+            .insert_refresh_token(&hash, session, refresh_expires_at)
+            .await?;
         let claims = Claims {
             iss: self.config.issuer.clone(),
             aud: self.config.audience.clone(),
@@ -280,7 +327,8 @@ fn slow_down(failures: &[(i32, OffsetDateTime)], now: OffsetDateTime) -> Option<
             let wait = Duration::seconds((1_i64 << doublings).min(SLOWEST_SECONDS));
             let left = *last + wait - now;
             // Whole seconds, rounded up: a client that waits as told is not told again.
-            left.is_positive().then(|| u64::try_from(left.whole_seconds()).unwrap_or(0) + 1)
+            left.is_positive()
+                .then(|| u64::try_from(left.whole_seconds()).unwrap_or(0) + 1)
         })
         .max()
 }

@@ -54,7 +54,8 @@ impl ChatService {
         }
         let mut member_ids = others.clone();
         member_ids.push(actor.user.0);
-        let pair = (request.kind == ChatKind::Single).then(|| (actor.user.0.min(others[0]), actor.user.0.max(others[0])));
+        let pair =
+            (request.kind == ChatKind::Single).then(|| (actor.user.0.min(others[0]), actor.user.0.max(others[0])));
         let inserted = unit
             .chats()
             .insert(&NewChat {
@@ -71,12 +72,15 @@ impl ChatService {
             let (low, high) = pair.unwrap_or_default();
             let row = unit.chats().find_single(low, high, actor.user).await?;
             return Ok(Created {
-                chat: row.ok_or(Error::Conflict("The chat was deleted at this moment; try again."))?.into_view(),
+                chat: row
+                    .ok_or(Error::Conflict("The chat was deleted at this moment; try again."))?
+                    .into_view(),
                 is_new: false,
             });
         };
         let event = chat_event(&row, member_ids.into_iter().map(UserId).collect());
-        unit.append(EventType::ChatCreated, actor.workspace, row.shared.id.0, &event).await?;
+        unit.append(EventType::ChatCreated, actor.workspace, row.shared.id.0, &event)
+            .await?;
         unit.commit().await?;
         Ok(Created {
             chat: row.into_view(),
@@ -87,14 +91,35 @@ impl ChatService {
     /// The actor's chats, in the order of their making.
     pub async fn list(&self, actor: Actor, cursor: Option<&str>, limit: Option<i64>) -> Result<Page<ChatView>, Error> {
         let (after, limit) = (page::cursor(cursor, 0)?, page::limit(limit)?);
-        let rows = self.store.connection().await?.chats().list(actor.user, after, limit + 1).await?;
-        Ok(page::page(rows.into_iter().map(ChatRow::into_view).collect(), limit, |chat| chat.shared.id.0))
+        let rows = self
+            .store
+            .connection()
+            .await?
+            .chats()
+            .list(actor.user, after, limit + 1)
+            .await?;
+        Ok(page::page(
+            rows.into_iter().map(ChatRow::into_view).collect(),
+            limit,
+            |chat| chat.shared.id.0,
+        ))
     }
 
     /// The workspace's public channels, joined or not.
-    pub async fn list_public(&self, actor: Actor, cursor: Option<&str>, limit: Option<i64>) -> Result<Page<ChatView>, Error> {
+    pub async fn list_public(
+        &self,
+        actor: Actor,
+        cursor: Option<&str>,
+        limit: Option<i64>,
+    ) -> Result<Page<ChatView>, Error> {
         let (after, limit) = (page::cursor(cursor, 0)?, page::limit(limit)?);
-        let rows = self.store.connection().await?.chats().list_public(actor.workspace, actor.user, after, limit + 1).await?;
+        let rows = self
+            .store
+            .connection()
+            .await?
+            .chats()
+            .list_public(actor.workspace, actor.user, after, limit + 1)
+            .await?;
         // What was said there is for members: a visitor sees the channel, not how much it holds.
         let views = rows.into_iter().map(|mut row| {
             if !row.is_member() {
@@ -118,9 +143,17 @@ impl ChatService {
         let name = request.name.unwrap_or_else(|| row.shared.name.clone());
         let description = request.description.unwrap_or_else(|| row.shared.description.clone());
         check_texts(row.shared.kind, name.as_deref(), description.as_deref()).finish()?;
-        unit.chats().update(chat, name.as_deref(), description.as_deref()).await?;
+        unit.chats()
+            .update(chat, name.as_deref(), description.as_deref())
+            .await?;
         let row = access::member(&mut unit, actor, chat).await?;
-        unit.append(EventType::ChatUpdated, actor.workspace, chat.0, &chat_event(&row, Vec::new())).await?;
+        unit.append(
+            EventType::ChatUpdated,
+            actor.workspace,
+            chat.0,
+            &chat_event(&row, Vec::new()),
+        )
+        .await?;
         unit.commit().await?;
         Ok(row.into_view())
     }
@@ -131,7 +164,13 @@ impl ChatService {
         let row = access::locked_member(&mut unit, actor, chat).await?;
         access::owner(&row, actor)?;
         unit.chats().delete(chat).await?;
-        unit.append(EventType::ChatDeleted, actor.workspace, chat.0, &chat_event(&row, Vec::new())).await?;
+        unit.append(
+            EventType::ChatDeleted,
+            actor.workspace,
+            chat.0,
+            &chat_event(&row, Vec::new()),
+        )
+        .await?;
         unit.commit().await
     }
 }
@@ -152,7 +191,11 @@ pub fn first_missing(wanted: &[i64], found: &[i64]) -> Option<i64> {
 
 /// Somebody who is not in this workspace; other tenants' ids look the same as ids of nobody.
 pub fn unknown_member(id: i64) -> Error {
-    Error::field("member_ids", "unknown_user", format!("there is no active user {id} in your workspace"))
+    Error::field(
+        "member_ids",
+        "unknown_user",
+        format!("there is no active user {id} in your workspace"),
+    )
 }
 
 /// Checks a new chat and returns the other members, sorted and distinct.
@@ -160,23 +203,47 @@ fn founding_members(actor: Actor, request: &CreateChat) -> Result<Vec<i64>, Erro
     let distinct: BTreeSet<i64> = request.member_ids.iter().map(|id| id.0).collect();
     let others: Vec<i64> = distinct.iter().copied().filter(|id| *id != actor.user.0).collect();
     check_texts(request.kind, request.name.as_deref(), request.description.as_deref())
-        .check(distinct.len() == request.member_ids.len(), "member_ids", "duplicate", "each member once")
+        .check(
+            distinct.len() == request.member_ids.len(),
+            "member_ids",
+            "duplicate",
+            "each member once",
+        )
         .check(
             request.member_ids.len() <= MEMBER_BATCH_MAX,
             "member_ids",
             "too_many",
             format_args!("at most {MEMBER_BATCH_MAX} in one request; add the rest afterwards"),
         )
-        .check_result(request.kind.check_founding_members(others.len()), "member_ids", "membership_rule")
+        .check_result(
+            request.kind.check_founding_members(others.len()),
+            "member_ids",
+            "membership_rule",
+        )
         .finish()?;
     Ok(others)
 }
 
 fn check_texts(kind: ChatKind, name: Option<&str>, description: Option<&str>) -> Validation {
     Validation::default()
-        .check(name.is_none_or(|name| is_name(name, NAME_CHARS_MAX)), "name", "invalid", format_args!("1 to {NAME_CHARS_MAX} visible characters, no spaces around"))
-        .check(name.is_some() || !kind.needs_name(), "name", "required", "a channel has a name")
-        .check(name.is_none() || kind != ChatKind::Single, "name", "not_allowed", "a single chat has no name")
+        .check(
+            name.is_none_or(|name| is_name(name, NAME_CHARS_MAX)),
+            "name",
+            "invalid",
+            format_args!("1 to {NAME_CHARS_MAX} visible characters, no spaces around"),
+        )
+        .check(
+            name.is_some() || !kind.needs_name(),
+            "name",
+            "required",
+            "a channel has a name",
+        )
+        .check(
+            name.is_none() || kind != ChatKind::Single,
+            "name",
+            "not_allowed",
+            "a single chat has no name",
+        )
         .check(
             description.is_none_or(|text| {
                 text.chars().count() <= DESCRIPTION_CHARS_MAX && !has_control_characters(text, &['\n', '\t'])

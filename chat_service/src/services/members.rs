@@ -63,7 +63,12 @@ impl MemberService {
             if row.shared.kind != ChatKind::PublicChannel {
                 return Err(Error::NotFound("chat"));
             }
-            if unit.users().active_among(actor.workspace, &[actor.user.0]).await?.is_empty() {
+            if unit
+                .users()
+                .active_among(actor.workspace, &[actor.user.0])
+                .await?
+                .is_empty()
+            {
                 return Err(Error::Forbidden("This account is deactivated."));
             }
             self.insert(&mut unit, actor, chat, &[actor.user.0]).await?;
@@ -83,12 +88,19 @@ impl MemberService {
         }
         if row.shared.member_count == 1 {
             unit.chats().delete(chat).await?;
-            unit.append(EventType::ChatDeleted, actor.workspace, chat.0, &chat_event(&row, Vec::new())).await?;
+            unit.append(
+                EventType::ChatDeleted,
+                actor.workspace,
+                chat.0,
+                &chat_event(&row, Vec::new()),
+            )
+            .await?;
             return unit.commit().await;
         }
         if row.shared.owner_id == actor.user {
             let heir = unit.members().longest_standing(chat, actor.user).await?;
-            let heir = heir.ok_or_else(|| Error::Inconsistent("a chat of several without another member".to_owned()))?;
+            let heir =
+                heir.ok_or_else(|| Error::Inconsistent("a chat of several without another member".to_owned()))?;
             unit.chats().set_owner(chat, heir).await?;
         }
         self.delete(&mut unit, actor, chat, &[actor.user.0]).await?;
@@ -106,14 +118,24 @@ impl MemberService {
             return Err(MembershipRule::SingleIsFixed.into());
         }
         if ids.contains(&actor.user.0) {
-            return Err(Error::field("member_ids", "owner", "the owner leaves by POST /api/chat/{id}/leave, or hands over first"));
+            return Err(Error::field(
+                "member_ids",
+                "owner",
+                "the owner leaves by POST /api/chat/{id}/leave, or hands over first",
+            ));
         }
         let present = unit.members().among(chat, &ids).await?;
         let present_ids: Vec<i64> = present.iter().map(|member| member.user_id.0).collect();
         if let Some(missing) = first_missing(&ids, &present_ids) {
-            return Err(Error::field("member_ids", "not_a_member", format!("user {missing} is not a member of this chat")));
+            return Err(Error::field(
+                "member_ids",
+                "not_a_member",
+                format!("user {missing} is not a member of this chat"),
+            ));
         }
-        let remaining = usize::try_from(row.shared.member_count).unwrap_or(0).saturating_sub(ids.len());
+        let remaining = usize::try_from(row.shared.member_count)
+            .unwrap_or(0)
+            .saturating_sub(ids.len());
         row.shared.kind.check_remaining_members(remaining)?;
         self.delete(&mut unit, actor, chat, &ids).await?;
         unit.commit().await
@@ -131,7 +153,13 @@ impl MemberService {
         if heir != actor.user {
             unit.chats().set_owner(chat, heir).await?;
             let row = access::member(&mut unit, actor, chat).await?;
-            unit.append(EventType::ChatUpdated, actor.workspace, chat.0, &chat_event(&row, Vec::new())).await?;
+            unit.append(
+                EventType::ChatUpdated,
+                actor.workspace,
+                chat.0,
+                &chat_event(&row, Vec::new()),
+            )
+            .await?;
         }
         let member = unit.members().among(chat, &[heir.0]).await?.pop();
         unit.commit().await?;
@@ -141,15 +169,35 @@ impl MemberService {
     async fn insert(&self, unit: &mut UnitOfWork, actor: Actor, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
         let added = unit.members().insert(actor.workspace, chat, ids).await?;
         let members = unit.members().among(chat, &added).await?;
-        let row = unit.chats().find(actor.workspace, chat, actor.user).await?.ok_or(Error::NotFound("chat"))?;
-        unit.append_all(EventType::MemberAdded, actor.workspace, chat.0, &member_events(&row, members)).await
+        let row = unit
+            .chats()
+            .find(actor.workspace, chat, actor.user)
+            .await?
+            .ok_or(Error::NotFound("chat"))?;
+        unit.append_all(
+            EventType::MemberAdded,
+            actor.workspace,
+            chat.0,
+            &member_events(&row, members),
+        )
+        .await
     }
 
     async fn delete(&self, unit: &mut UnitOfWork, actor: Actor, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
         let members = unit.members().among(chat, ids).await?;
         unit.members().delete(chat, ids).await?;
-        let row = unit.chats().find(actor.workspace, chat, actor.user).await?.ok_or(Error::NotFound("chat"))?;
-        unit.append_all(EventType::MemberRemoved, actor.workspace, chat.0, &member_events(&row, members)).await
+        let row = unit
+            .chats()
+            .find(actor.workspace, chat, actor.user)
+            .await?
+            .ok_or(Error::NotFound("chat"))?;
+        unit.append_all(
+            EventType::MemberRemoved,
+            actor.workspace,
+            chat.0,
+            &member_events(&row, members),
+        )
+        .await
     }
 }
 
@@ -169,7 +217,12 @@ fn distinct(ids: &[UserId]) -> Result<Vec<i64>, Error> {
     let set: BTreeSet<i64> = ids.iter().map(|id| id.0).collect();
     Validation::default()
         .check(!ids.is_empty(), "member_ids", "required", "name at least one user")
-        .check(ids.len() <= MEMBER_BATCH_MAX, "member_ids", "too_many", format_args!("at most {MEMBER_BATCH_MAX} in one request"))
+        .check(
+            ids.len() <= MEMBER_BATCH_MAX,
+            "member_ids",
+            "too_many",
+            format_args!("at most {MEMBER_BATCH_MAX} in one request"),
+        )
         .check(set.len() == ids.len(), "member_ids", "duplicate", "each member once")
         .finish()?;
     Ok(set.into_iter().collect())

@@ -38,7 +38,12 @@ impl MessageService {
     pub async fn send(&self, actor: Actor, chat: ChatId, content: &str, key: Option<&str>) -> Result<Sent, Error> {
         Validation::default()
             .check_result(check_content(content), "content", "invalid")
-            .check(key.is_none_or(is_idempotency_key), "idempotency_key", "invalid", "1 to 255 printable ASCII characters")
+            .check(
+                key.is_none_or(is_idempotency_key),
+                "idempotency_key",
+                "invalid",
+                "1 to 255 printable ASCII characters",
+            )
             .finish()?;
         let digest: [u8; 32] = Sha256::digest(content.as_bytes()).into();
         let new = NewMessage {
@@ -91,15 +96,35 @@ impl MessageService {
     ) -> Result<MessagePage, Error> {
         let limit = page::limit(limit)?;
         Validation::default()
-            .check(before.is_none_or(|seq| seq >= 1), "before", "out_of_range", "a seq is at least 1")
-            .check(after.is_none_or(|seq| seq >= 0), "after", "out_of_range", "a seq is at least 0")
-            .check(before.is_none() || after.is_none(), "after", "conflict", "either `before` or `after`")
+            .check(
+                before.is_none_or(|seq| seq >= 1),
+                "before",
+                "out_of_range",
+                "a seq is at least 1",
+            )
+            .check(
+                after.is_none_or(|seq| seq >= 0),
+                "after",
+                "out_of_range",
+                "a seq is at least 0",
+            )
+            .check(
+                before.is_none() || after.is_none(),
+                "after",
+                "conflict",
+                "either `before` or `after`",
+            )
             .finish()?;
         let mut connection = self.store.connection().await?;
         access::member(&mut connection, actor, chat).await?;
         let mut rows = match after {
             Some(after) => connection.messages().list_after(chat, after, limit + 1).await?,
-            None => connection.messages().list_before(chat, before.unwrap_or(i64::MAX), limit + 1).await?,
+            None => {
+                connection
+                    .messages()
+                    .list_before(chat, before.unwrap_or(i64::MAX), limit + 1)
+                    .await?
+            }
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let has_more = rows.len() > limit;
@@ -111,11 +136,23 @@ impl MessageService {
     }
 
     /// Edits; the sender may.
-    pub async fn edit(&self, actor: Actor, chat: ChatId, message: MessageId, content: &str) -> Result<MessageView, Error> {
-        Validation::default().check_result(check_content(content), "content", "invalid").finish()?;
+    pub async fn edit(
+        &self,
+        actor: Actor,
+        chat: ChatId,
+        message: MessageId,
+        content: &str,
+    ) -> Result<MessageView, Error> {
+        Validation::default()
+            .check_result(check_content(content), "content", "invalid")
+            .finish()?;
         let mut unit = self.store.begin().await?;
         let chat_row = access::locked_member(&mut unit, actor, chat).await?;
-        let row = unit.messages().find(chat, message).await?.ok_or(Error::NotFound("message"))?;
+        let row = unit
+            .messages()
+            .find(chat, message)
+            .await?
+            .ok_or(Error::NotFound("message"))?;
         if row.view.sender_id != actor.user {
             return Err(Error::Forbidden("Only its sender edits a message."));
         }
@@ -126,8 +163,13 @@ impl MessageService {
             return Ok(row.view);
         }
         let row = unit.messages().edit(message, content).await?;
-        unit.append(EventType::MessageUpdated, actor.workspace, chat.0, &message_event(&chat_row, &row))
-            .await?;
+        unit.append(
+            EventType::MessageUpdated,
+            actor.workspace,
+            chat.0,
+            &message_event(&chat_row, &row),
+        )
+        .await?;
         unit.commit().await?;
         Ok(row.view)
     }
@@ -136,16 +178,27 @@ impl MessageService {
     pub async fn delete(&self, actor: Actor, chat: ChatId, message: MessageId) -> Result<(), Error> {
         let mut unit = self.store.begin().await?;
         let chat_row = access::locked_member(&mut unit, actor, chat).await?;
-        let row = unit.messages().find(chat, message).await?.ok_or(Error::NotFound("message"))?;
+        let row = unit
+            .messages()
+            .find(chat, message)
+            .await?
+            .ok_or(Error::NotFound("message"))?;
         if row.view.sender_id != actor.user && chat_row.shared.owner_id != actor.user {
-            return Err(Error::Forbidden("Only its sender and the owner of the chat delete a message."));
+            return Err(Error::Forbidden(
+                "Only its sender and the owner of the chat delete a message.",
+            ));
         }
         if row.view.deleted_at.is_some() {
             return Ok(());
         }
         let row = unit.messages().delete(message).await?;
-        unit.append(EventType::MessageDeleted, actor.workspace, chat.0, &message_event(&chat_row, &row))
-            .await?;
+        unit.append(
+            EventType::MessageDeleted,
+            actor.workspace,
+            chat.0,
+            &message_event(&chat_row, &row),
+        )
+        .await?;
         unit.commit().await?;
         Ok(())
     }
@@ -154,7 +207,11 @@ impl MessageService {
     pub async fn history(&self, actor: Actor, chat: ChatId, message: MessageId) -> Result<Vec<EditRow>, Error> {
         let mut connection = self.store.connection().await?;
         access::member(&mut connection, actor, chat).await?;
-        let row = connection.messages().find(chat, message).await?.ok_or(Error::NotFound("message"))?;
+        let row = connection
+            .messages()
+            .find(chat, message)
+            .await?
+            .ok_or(Error::NotFound("message"))?;
         let Some(content) = row.view.content else {
             return Err(Error::NotFound("message"));
         };
@@ -172,7 +229,11 @@ impl MessageService {
         let mut unit = self.store.begin().await?;
         let mut row = access::member(&mut unit, actor, chat).await?;
         if !(0..=row.shared.last_seq).contains(&seq) {
-            return Err(Error::field("seq", "out_of_range", format!("0 to the chat's last_seq, {}", row.shared.last_seq)));
+            return Err(Error::field(
+                "seq",
+                "out_of_range",
+                format!("0 to the chat's last_seq, {}", row.shared.last_seq),
+            ));
         }
         if let Some(last_read_seq) = unit.members().advance_read(chat, actor.user, seq).await? {
             row.last_read_seq = Some(last_read_seq);
@@ -182,7 +243,8 @@ impl MessageService {
                 user_id: actor.user,
                 last_read_seq,
             };
-            unit.append(EventType::ReadUpdated, actor.workspace, chat.0, &event).await?;
+            unit.append(EventType::ReadUpdated, actor.workspace, chat.0, &event)
+                .await?;
             unit.commit().await?;
         }
         Ok(row.into_view())

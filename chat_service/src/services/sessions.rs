@@ -29,7 +29,8 @@ impl SessionService {
             session_id: session,
             user_id: actor.user,
         };
-        unit.append(EventType::SessionRevoked, actor.workspace, actor.user.0, &event).await?;
+        unit.append(EventType::SessionRevoked, actor.workspace, actor.user.0, &event)
+            .await?;
         unit.commit().await
     }
 
@@ -37,9 +38,15 @@ impl SessionService {
     pub async fn end_others(&self, actor: Actor) -> Result<(), Error> {
         let mut unit = self.store.begin().await?;
         let ended = unit.sessions().revoke_all(actor.user, Some(actor.session)).await?;
-        let events: Vec<_> =
-            ended.into_iter().map(|session_id| SessionRevokedEvent { session_id, user_id: actor.user }).collect();
-        unit.append_all(EventType::SessionRevoked, actor.workspace, actor.user.0, &events).await?;
+        let events: Vec<_> = ended
+            .into_iter()
+            .map(|session_id| SessionRevokedEvent {
+                session_id,
+                user_id: actor.user,
+            })
+            .collect();
+        unit.append_all(EventType::SessionRevoked, actor.workspace, actor.user.0, &events)
+            .await?;
         unit.commit().await
     }
 }

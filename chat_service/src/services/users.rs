@@ -1,9 +1,9 @@
 //! The people of a workspace.
 
+use fechatter_core::UserId;
 use fechatter_core::events::{EventType, SessionRevokedEvent, UserEvent};
 use fechatter_core::user::{FULLNAME_CHARS_MAX, Role, is_name};
 use fechatter_core::wire::{Page, UserView};
-use fechatter_core::UserId;
 
 use super::validation::Validation;
 use super::{Actor, page};
@@ -28,13 +28,25 @@ pub struct UpdateUser {
 
 impl UserService {
     pub async fn me(&self, actor: Actor) -> Result<UserView, Error> {
-        let user = self.store.connection().await?.users().find(actor.workspace, actor.user).await?;
+        let user = self
+            .store
+            .connection()
+            .await?
+            .users()
+            .find(actor.workspace, actor.user)
+            .await?;
         user.map(|user| user.view).ok_or(Error::NotFound("user"))
     }
 
     pub async fn list(&self, actor: Actor, cursor: Option<&str>, limit: Option<i64>) -> Result<Page<UserView>, Error> {
         let (after, limit) = (page::cursor(cursor, 0)?, page::limit(limit)?);
-        let users = self.store.connection().await?.users().list(actor.workspace, after, limit + 1).await?;
+        let users = self
+            .store
+            .connection()
+            .await?
+            .users()
+            .list(actor.workspace, after, limit + 1)
+            .await?;
         Ok(page::page(users, limit, |user| user.id.0))
     }
 
@@ -42,15 +54,28 @@ impl UserService {
     pub async fn update(&self, actor: Actor, id: UserId, request: UpdateUser) -> Result<UserView, Error> {
         if let Some(fullname) = &request.fullname {
             Validation::default()
-                .check(is_name(fullname, FULLNAME_CHARS_MAX), "fullname", "invalid", "1 to 64 visible characters, no spaces around")
+                .check(
+                    is_name(fullname, FULLNAME_CHARS_MAX),
+                    "fullname",
+                    "invalid",
+                    "1 to 64 visible characters, no spaces around",
+                )
                 .finish()?;
         }
         let mut unit = self.store.begin().await?;
         // Both rows in the order of their ids: two admins changing each other do not wait in a circle.
         let (low, high) = (actor.user.min(id), actor.user.max(id));
         let first = unit.users().lock(actor.workspace, low).await?;
-        let second = if low == high { first.clone() } else { unit.users().lock(actor.workspace, high).await? };
-        let (own, other) = if actor.user == low { (first, second) } else { (second, first) };
+        let second = if low == high {
+            first.clone()
+        } else {
+            unit.users().lock(actor.workspace, high).await?
+        };
+        let (own, other) = if actor.user == low {
+            (first, second)
+        } else {
+            (second, first)
+        };
         let own = active(own)?;
         let other = active(other)?;
         if let Some(fullname) = &request.fullname {
@@ -67,12 +92,18 @@ impl UserService {
             }
             unit.users().set_role(id, role).await?;
         }
-        let user = unit.users().find(actor.workspace, id).await?.ok_or(Error::NotFound("user"))?.view;
+        let user = unit
+            .users()
+            .find(actor.workspace, id)
+            .await?
+            .ok_or(Error::NotFound("user"))?
+            .view;
         let event = UserEvent {
             user: user.clone(),
             deactivated: false,
         };
-        unit.append(EventType::UserUpdated, actor.workspace, id.0, &event).await?;
+        unit.append(EventType::UserUpdated, actor.workspace, id.0, &event)
+            .await?;
         unit.commit().await?;
         Ok(user)
     }
@@ -93,13 +124,21 @@ impl UserService {
         }
         unit.users().deactivate(id).await?;
         let sessions = unit.sessions().revoke_all(id, None).await?;
-        let revoked: Vec<_> = sessions.into_iter().map(|session_id| SessionRevokedEvent { session_id, user_id: id }).collect();
+        let revoked: Vec<_> = sessions
+            .into_iter()
+            .map(|session_id| SessionRevokedEvent {
+                session_id,
+                user_id: id,
+            })
+            .collect();
         let event = UserEvent {
             user: other.view,
             deactivated: true,
         };
-        unit.append(EventType::UserUpdated, actor.workspace, id.0, &event).await?;
-        unit.append_all(EventType::SessionRevoked, actor.workspace, id.0, &revoked).await?;
+        unit.append(EventType::UserUpdated, actor.workspace, id.0, &event)
+            .await?;
+        unit.append_all(EventType::SessionRevoked, actor.workspace, id.0, &revoked)
+            .await?;
         unit.commit().await
     }
 }
@@ -110,10 +149,14 @@ fn active(user: Option<UserRow>) -> Result<UserRow, Error> {
 
 fn check_role_change(own: &UserRow, other: &UserRow, role: Role) -> Result<(), Error> {
     if other.view.role == Role::Owner {
-        return Err(Error::Conflict("The owner hands over by making another user the owner."));
+        return Err(Error::Conflict(
+            "The owner hands over by making another user the owner.",
+        ));
     }
     match role {
-        Role::Owner if own.view.role != Role::Owner => Err(Error::Forbidden("Only the owner hands the workspace over.")),
+        Role::Owner if own.view.role != Role::Owner => {
+            Err(Error::Forbidden("Only the owner hands the workspace over."))
+        }
         Role::Owner => Ok(()),
         _ if own.view.role.manages_workspace() => Ok(()),
         _ => Err(Error::Forbidden("Only an owner or admin changes roles.")),

@@ -35,13 +35,24 @@ pub struct Invite {
 
 impl WorkspaceService {
     pub async fn get(&self, actor: Actor) -> Result<WorkspaceRow, Error> {
-        self.store.connection().await?.workspaces().find(actor.workspace).await?.ok_or(Error::NotFound("workspace"))
+        self.store
+            .connection()
+            .await?
+            .workspaces()
+            .find(actor.workspace)
+            .await?
+            .ok_or(Error::NotFound("workspace"))
     }
 
     /// Renames the workspace; its owner and admins may.
     pub async fn rename(&self, actor: Actor, name: &str) -> Result<WorkspaceRow, Error> {
         Validation::default()
-            .check(is_name(name, WORKSPACE_NAME_CHARS_MAX), "name", "invalid", "1 to 64 visible characters, no spaces around")
+            .check(
+                is_name(name, WORKSPACE_NAME_CHARS_MAX),
+                "name",
+                "invalid",
+                "1 to 64 visible characters, no spaces around",
+            )
             .finish()?;
         let mut unit = self.store.begin().await?;
         require_manager(&mut unit, actor).await?;
@@ -51,7 +62,11 @@ impl WorkspaceService {
             }
             other => other?,
         }
-        let row = unit.workspaces().find(actor.workspace).await?.ok_or(Error::NotFound("workspace"))?;
+        let row = unit
+            .workspaces()
+            .find(actor.workspace)
+            .await?
+            .ok_or(Error::NotFound("workspace"))?;
         unit.commit().await?;
         Ok(row)
     }
@@ -61,9 +76,24 @@ impl WorkspaceService {
         let max_uses = request.max_uses.unwrap_or(1);
         let expires_in = request.expires_in.unwrap_or(INVITATION_SECONDS_DEFAULT);
         Validation::default()
-            .check((1..=INVITATION_USES_MAX).contains(&max_uses), "max_uses", "out_of_range", "1 to 10000")
-            .check((60..=INVITATION_SECONDS_MAX).contains(&expires_in), "expires_in", "out_of_range", "60 to 2592000 seconds (30 days)")
-            .check(request.email.as_deref().is_none_or(is_email), "email", "invalid", "an address such as ada@example.org")
+            .check(
+                (1..=INVITATION_USES_MAX).contains(&max_uses),
+                "max_uses",
+                "out_of_range",
+                "1 to 10000",
+            )
+            .check(
+                (60..=INVITATION_SECONDS_MAX).contains(&expires_in),
+                "expires_in",
+                "out_of_range",
+                "60 to 2592000 seconds (30 days)",
+            )
+            .check(
+                request.email.as_deref().is_none_or(is_email),
+                "email",
+                "invalid",
+                "an address such as ada@example.org",
+            )
             .finish()?;
         let (token, token_hash) = new_secret();
         let mut unit = self.store.begin().await?;

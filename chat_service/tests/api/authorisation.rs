@@ -1,0 +1,234 @@
+//! The authorisation matrix: every route with every kind of caller. A route that is not in it fails the test.
+
+use std::collections::BTreeMap;
+
+use fechatter_core::token::Claims;
+use fechatter_core::user::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::support::{App, User, request};
+
+/// Columns: no token, expired, forged, another workspace, not a member, member, chat owner, workspace admin (not a
+/// member), in statuses. `2` stands for any success.
+type Row = [u16; 8];
+
+const CALLERS: [&str; 8] = [
+    "no token",
+    "expired",
+    "forged",
+    "other workspace",
+    "not a member",
+    "member",
+    "owner",
+    "admin",
+];
+
+/// A chat that one may not know of, its members' rights and its owner's.
+const PRIVATE_READ: Row = [401, 401, 401, 404, 404, 2, 2, 404];
+const PRIVATE_OWNER: Row = [401, 401, 401, 404, 404, 403, 2, 404];
+/// Things of one's own: every authenticated caller has them.
+const OWN: Row = [401, 401, 401, 2, 2, 2, 2, 2];
+/// Things of the workspace that owner and admins manage; the foreign caller owns another workspace.
+const MANAGE: Row = [401, 401, 401, 2, 403, 403, 2, 2];
+/// Open to everybody; the statuses are those of an empty or wrong body.
+const OPEN_422: Row = [422; 8];
+
+fn matrix() -> BTreeMap<&'static str, Row> {
+    BTreeMap::from([
+        ("POST /api/signup", OPEN_422),
+        ("POST /api/signin", OPEN_422),
+        ("POST /api/refresh", [401; 8]),
+        ("GET /.well-known/jwks.json", [2; 8]),
+        ("POST /api/logout", OWN),
+        ("GET /api/sessions", OWN),
+        ("DELETE /api/sessions", OWN),
+        ("DELETE /api/sessions/{id}", [401, 401, 401, 404, 404, 404, 404, 404]),
+        ("GET /api/me", OWN),
+        ("GET /api/users", OWN),
+        // The user in question is the member; themselves, or by rank.
+        ("PATCH /api/users/{id}", [401, 401, 401, 404, 403, 403, 2, 2]),
+        ("DELETE /api/users/{id}", [401, 401, 401, 404, 403, 2, 2, 2]),
+        ("GET /api/workspace", OWN),
+        ("PATCH /api/workspace", MANAGE),
+        ("GET /api/workspace/invitations", MANAGE),
+        ("POST /api/workspace/invitations", MANAGE),
+        (
+            "DELETE /api/workspace/invitations/{id}",
+            [401, 401, 401, 404, 403, 403, 2, 2],
+        ),
+        ("GET /api/chat", OWN),
+        ("POST /api/chat", OWN),
+        ("GET /api/channels", OWN),
+        ("GET /api/chat/{id}", PRIVATE_READ),
+        ("PATCH /api/chat/{id}", PRIVATE_OWNER),
+        ("DELETE /api/chat/{id}", PRIVATE_OWNER),
+        ("GET /api/chat/{id}/members", PRIVATE_READ),
+        ("POST /api/chat/{id}/members", PRIVATE_OWNER),
+        ("DELETE /api/chat/{id}/members", PRIVATE_OWNER),
+        ("PATCH /api/chat/{id}/members/{member_id}", PRIVATE_OWNER),
+        // Joining is for public channels; a member joins again without effect.
+        ("POST /api/chat/{id}/join", PRIVATE_READ),
+        ("POST /api/chat/{id}/leave", PRIVATE_READ),
+        ("GET /api/chat/{id}/messages", PRIVATE_READ),
+        ("POST /api/chat/{id}/messages", PRIVATE_READ),
+        // The message is the member's: its sender edits, and the chat's owner may delete but not edit.
+        (
+            "PATCH /api/chat/{id}/messages/{message_id}",
+            [401, 401, 401, 404, 404, 2, 403, 404],
+        ),
+        ("DELETE /api/chat/{id}/messages/{message_id}", PRIVATE_READ),
+        ("GET /api/chat/{id}/messages/{message_id}/history", PRIVATE_READ),
+        ("PUT /api/chat/{id}/read", PRIVATE_READ),
+    ])
+}
+
+/// Everything a row needs, made anew for each caller so that no call disturbs the next.
+struct Scene {
+    app: App,
+    tokens: [Option<String>; 8],
+    member: User,
+    extra: User,
+    chat: i64,
+    message: i64,
+    invitation: i64,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let app = App::start().await;
+        // The workspace's owner owns the chat as well; the admin is outside of it.
+        let owner = app.owner().await;
+        let (member, outsider, extra) = (
+            app.member(&owner).await,
+            app.member(&owner).await,
+            app.member(&owner).await,
+        );
+        let admin = app.admin(&owner).await;
+        let foreign = app.owner().await;
+        let chat = owner.chat("private_channel", &[&member]).await;
+        let message = member.say(chat, "the member's").await["id"].as_i64().unwrap();
+        let (_, invitation) = owner.post("/api/workspace/invitations", json!({})).await;
+        let tokens = [
+            None,
+            Some(expired(&app, &member)),
+            Some(forged(&member.token)),
+            Some(foreign.token.clone()),
+            Some(outsider.token.clone()),
+            Some(member.token.clone()),
+            Some(owner.token.clone()),
+            Some(admin.token.clone()),
+        ];
+        Self {
+            app,
+            tokens,
+            member,
+            extra,
+            chat,
+            message,
+            invitation: invitation["id"].as_i64().unwrap(),
+        }
+    }
+
+    fn path(&self, route: &str) -> String {
+        let path = route
+            .replace("/api/users/{id}", &format!("/api/users/{}", self.member.id))
+            .replace("/api/sessions/{id}", &format!("/api/sessions/{}", Uuid::nil()))
+            .replace("/invitations/{id}", &format!("/invitations/{}", self.invitation))
+            .replace("/api/chat/{id}", &format!("/api/chat/{}", self.chat))
+            .replace("{message_id}", &self.message.to_string())
+            .replace("{member_id}", &self.member.id.to_string());
+        if route == "/api/chat/{id}/members" {
+            format!("{path}?")
+        } else {
+            path
+        }
+    }
+
+    fn body(&self, route: &str) -> Option<Value> {
+        Some(match route {
+            "POST /api/chat" => json!({"kind": "private_channel", "name": "new"}),
+            "POST /api/chat/{id}/members" => json!({"member_ids": [self.extra.id]}),
+            "DELETE /api/chat/{id}/members" => json!({"member_ids": [self.member.id]}),
+            "PATCH /api/chat/{id}/members/{member_id}" => json!({"role": "owner"}),
+            "PATCH /api/chat/{id}" => json!({"description": "changed"}),
+            "PATCH /api/workspace" => json!({"name": format!("Renamed {}", Uuid::now_v7().simple())}),
+            "PATCH /api/users/{id}" => json!({"role": "admin"}),
+            "POST /api/chat/{id}/messages" | "PATCH /api/chat/{id}/messages/{message_id}" => json!({"content": "new"}),
+            "PUT /api/chat/{id}/read" => json!({"seq": 1}),
+            _ if route.starts_with("GET") || route.starts_with("DELETE") => return None,
+            _ => json!({}),
+        })
+    }
+}
+
+fn expired(app: &App, user: &User) -> String {
+    let past = OffsetDateTime::now_utc() - time::Duration::hours(1);
+    let claims = Claims {
+        iss: "fechatter".into(),
+        aud: "fechatter".into(),
+        sub: user.id.to_string(),
+        ws: 1.into(),
+        role: Role::Owner,
+        sid: Uuid::now_v7(),
+        jti: Uuid::now_v7(),
+        iat: past.unix_timestamp(),
+        exp: past.unix_timestamp() + 900,
+    };
+    app.keys.sign(&claims, OffsetDateTime::now_utc()).unwrap()
+}
+
+/// A good token whose signature is another's.
+fn forged(token: &str) -> String {
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let mut reversed: String = signature.chars().rev().collect();
+    if reversed == signature {
+        reversed.replace_range(..1, "A");
+    }
+    format!("{signed}.{reversed}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_meets_every_caller() {
+    let document = chat_service::document();
+    let document = serde_json::to_value(&document).unwrap();
+    let matrix = matrix();
+    let mut routes = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let route = format!("{} {path}", method.to_uppercase());
+            assert!(
+                matrix.contains_key(route.as_str()),
+                "{route} is not in the authorisation matrix"
+            );
+            routes.push(route);
+        }
+    }
+    assert_eq!(routes.len(), matrix.len(), "the matrix names a route that is gone");
+
+    let mut faults = Vec::new();
+    let mut scene = Scene::set().await;
+    for (route, row) in &matrix {
+        let (method, path) = route.split_once(' ').unwrap();
+        let method: Method = method.parse().unwrap();
+        for (caller, expected) in row.iter().enumerate() {
+            let url = format!("{}{}", scene.app.url, scene.path(path).trim_end_matches('?'));
+            let token = scene.tokens[caller].as_deref();
+            let (status, body) = request(&scene.app.http, method.clone(), &url, token, scene.body(route)).await;
+            let got = if status.is_success() { 2 } else { status.as_u16() };
+            if got != *expected {
+                faults.push(format!(
+                    "{route} as {}: {status} instead of {expected}: {body}",
+                    CALLERS[caller]
+                ));
+            }
+            // A call that succeeded changed something, unless it only read.
+            if status.is_success() && method != Method::GET {
+                scene = Scene::set().await;
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}

@@ -1,0 +1,132 @@
+//! Order and uniqueness when many do the same thing at once.
+
+use futures::future::join_all;
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::support::App;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_senders_in_one_chat_leave_no_gap_and_no_repeat() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let chat = owner.chat("private_channel", &[]).await;
+    let sends = (0..50).map(|sender| {
+        let owner = owner.clone();
+        tokio::spawn(async move {
+            for number in 0..10 {
+                owner.say(chat, &format!("{sender}-{number}")).await;
+            }
+        })
+    });
+    for task in join_all(sends).await {
+        task.unwrap();
+    }
+    let seqs: Vec<i64> = sqlx::query_scalar("SELECT seq FROM messages WHERE chat_id = $1 ORDER BY seq")
+        .bind(chat)
+        .fetch_all(&app.owner)
+        .await
+        .unwrap();
+    assert_eq!(seqs, (1..=500).collect::<Vec<i64>>());
+    let positions: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT position, (data #>> '{message,seq}')::bigint FROM outbox
+         WHERE event_type = 'message.created' AND scope_id = $1 ORDER BY position",
+    )
+    .bind(chat)
+    .fetch_all(&app.owner)
+    .await
+    .unwrap();
+    assert!(
+        positions.iter().map(|(_, seq)| *seq).eq(1..=500),
+        "the outbox has the order of the chat"
+    );
+    assert!(
+        positions.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0),
+        "and no hole"
+    );
+    let times: Vec<time::OffsetDateTime> =
+        sqlx::query_scalar("SELECT created_at FROM messages WHERE chat_id = $1 ORDER BY seq")
+            .bind(chat)
+            .fetch_all(&app.owner)
+            .await
+            .unwrap();
+    assert!(times.is_sorted(), "time never runs against seq");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_from_twenty_tasks_makes_one_message() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let chat = owner.chat("private_channel", &[]).await;
+    let path = format!("/api/chat/{chat}/messages");
+    let body = json!({"content": "only once", "idempotency_key": "the-key"});
+    let answers = join_all((0..20).map(|_| owner.post(&path, body.clone()))).await;
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|(status, _)| *status == StatusCode::CREATED)
+            .count(),
+        1,
+        "{answers:?}"
+    );
+    assert_eq!(
+        answers.iter().filter(|(status, _)| *status == StatusCode::OK).count(),
+        19
+    );
+    assert!(answers.iter().all(|(_, message)| message["id"] == answers[0].1["id"]));
+    assert_eq!(owner.say(chat, "next").await["seq"], 2, "refused retries take no seq");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_removed_while_sending_has_no_message_after_the_removal() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let bob = app.member(&owner).await;
+    let chat = owner.chat("private_channel", &[&bob]).await;
+    let path = format!("/api/chat/{chat}/messages");
+    for round in 0..5 {
+        let sends = (0..8).map(|_| bob.post(&path, json!({"content": format!("round {round}")})));
+        let removal = format!("/api/chat/{chat}/members?member_ids={}", bob.id);
+        let (answers, removed) = tokio::join!(join_all(sends), owner.delete(&removal));
+        assert_eq!(removed.0, StatusCode::NO_CONTENT, "{}", removed.1);
+        for (status, body) in answers {
+            assert!(matches!(status.as_u16(), 201 | 404), "{status} {body}");
+        }
+        let events = app.events(chat).await;
+        let last_removal = events.iter().rposition(|(kind, _)| kind == "member.removed").unwrap();
+        assert!(
+            events[last_removal..]
+                .iter()
+                .all(|(_, data)| data["message"]["sender_id"] != bob.id),
+            "nothing of the removed after the removal"
+        );
+        let (status, _) = owner
+            .post(&format!("/api/chat/{chat}/members"), json!({"member_ids": [bob.id]}))
+            .await;
+        assert_eq!(status, StatusCode::CREATED);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_leaving_at_once_keep_a_group_at_three() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        others.push(app.member(&owner).await);
+    }
+    let group = owner.chat("private_channel", &others.iter().collect::<Vec<_>>()).await;
+    let path = format!("/api/chat/{group}/leave");
+    let answers = join_all(others.iter().map(|user| user.post(&path, json!({})))).await;
+    assert!(
+        answers.iter().all(|(status, _)| *status == StatusCode::NO_CONTENT),
+        "{answers:?}"
+    );
+    assert_eq!(owner.get(&format!("/api/chat/{group}")).await.1["member_count"], 1);
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM chat_members WHERE chat_id = $1")
+        .bind(group)
+        .fetch_one(&app.owner)
+        .await
+        .unwrap();
+    assert_eq!(rows, 1, "the count and the rows agree");
+}

@@ -1,0 +1,284 @@
+//! Sign-up, invitations, sign-in, refresh, sessions, logout.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::support::{App, PASSWORD, answer, assert_problem};
+
+#[tokio::test]
+async fn a_new_name_makes_a_workspace_and_its_owner() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (status, me) = owner.get("/api/me").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(me["role"], "owner");
+    let (_, workspace) = owner.get("/api/workspace").await;
+    assert_eq!(workspace["owner_id"], owner.id);
+    assert_eq!(workspace["name"], owner.workspace);
+}
+
+#[tokio::test]
+async fn knowing_a_workspace_lets_nobody_in() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let sign_up = |invitation: serde_json::Value, email: &str| {
+        json!({"fullname": "Eve", "email": email, "password": PASSWORD,
+               "workspace": owner.workspace.to_uppercase(), "invitation": invitation})
+    };
+    let refused = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(json!(null), "eve@example.org")),
+        )
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+    let refused = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(json!("guess"), "eve@example.org")),
+        )
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+    // Another workspace's invitation is none.
+    let elsewhere = app.owner().await;
+    let (_, invitation) = elsewhere.post("/api/workspace/invitations", json!({})).await;
+    let refused = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(invitation["token"].clone(), "eve@example.org")),
+        )
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+}
+
+#[tokio::test]
+async fn an_invitation_is_used_up_revoked_and_bound_to_an_address() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let sign_up = |token: serde_json::Value, email: String| json!({"fullname": "New", "email": email, "password": PASSWORD, "workspace": owner.workspace, "invitation": token});
+    let (status, invitation) = owner.post("/api/workspace/invitations", json!({"max_uses": 2})).await;
+    assert_eq!(status, StatusCode::CREATED);
+    for (number, expected) in [(1, 201), (2, 201), (3, 403)] {
+        let body = sign_up(
+            invitation["token"].clone(),
+            format!("multi{number}-{}@example.org", owner.id),
+        );
+        let (status, body) = app.anonymous(Method::POST, "/api/signup", Some(body)).await;
+        assert_eq!(status, expected, "{body}");
+    }
+    let (_, bound) = owner
+        .post("/api/workspace/invitations", json!({"email": "Grace@Example.org"}))
+        .await;
+    let refused = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(bound["token"].clone(), "x@example.org".into())),
+        )
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+    let (status, _) = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(bound["token"].clone(), "grace@example.org".into())),
+        )
+        .await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (_, revoked) = owner.post("/api/workspace/invitations", json!({})).await;
+    let (status, _) = owner
+        .delete(&format!("/api/workspace/invitations/{}", revoked["id"]))
+        .await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let refused = app
+        .anonymous(
+            Method::POST,
+            "/api/signup",
+            Some(sign_up(revoked["token"].clone(), "y@example.org".into())),
+        )
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+    let (_, list) = owner.get("/api/workspace/invitations").await;
+    assert_eq!(
+        list["items"].as_array().unwrap().len(),
+        0,
+        "used up and revoked ones are gone: {list}"
+    );
+}
+
+#[tokio::test]
+async fn an_email_has_one_account_whatever_its_case() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let body =
+        json!({"fullname": "Twin", "email": owner.email.to_uppercase(), "password": PASSWORD, "workspace": "Another"});
+    assert_problem(
+        &app.anonymous(Method::POST, "/api/signup", Some(body)).await,
+        409,
+        "conflict",
+    );
+    let body = json!({"email": owner.email.to_uppercase(), "password": PASSWORD});
+    assert_eq!(
+        app.anonymous(Method::POST, "/api/signin", Some(body)).await.0,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn wrong_password_and_unknown_email_are_one_answer_and_are_slowed_down() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let mut details = Vec::new();
+    for email in [owner.email.as_str(), "nobody@example.org"] {
+        let body = json!({"email": email, "password": "not the password"});
+        let mut refused = app.anonymous(Method::POST, "/api/signin", Some(body)).await;
+        assert_problem(&refused, 401, "invalid_credentials");
+        refused.1["request_id"].take();
+        details.push(refused.1);
+    }
+    assert_eq!(details[0], details[1]);
+    let body = json!({"email": owner.email, "password": "not the password"});
+    for _ in 0..4 {
+        app.anonymous(Method::POST, "/api/signin", Some(body.clone())).await;
+    }
+    // Even the right password waits now.
+    let right = json!({"email": owner.email, "password": PASSWORD});
+    let slowed = app.anonymous(Method::POST, "/api/signin", Some(right)).await;
+    assert_problem(&slowed, 429, "rate_limited");
+    assert!(slowed.1["retry_after"].as_u64().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn a_refresh_token_works_once_and_its_reuse_ends_the_session() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let refresh = |token: &str| json!({"refresh_token": token});
+    let both = tokio::join!(
+        app.anonymous(Method::POST, "/api/refresh", Some(refresh(&owner.refresh_token))),
+        app.anonymous(Method::POST, "/api/refresh", Some(refresh(&owner.refresh_token))),
+    );
+    let statuses = [both.0.0.as_u16(), both.1.0.as_u16()];
+    assert!(
+        statuses == [200, 401] || statuses == [401, 200],
+        "one of two at once wins: {statuses:?}"
+    );
+    let winner = if both.0.0.is_success() { both.0.1 } else { both.1.1 };
+    // The race itself costs nobody the session.
+    let next = app
+        .anonymous(
+            Method::POST,
+            "/api/refresh",
+            Some(refresh(winner["refresh_token"].as_str().unwrap())),
+        )
+        .await;
+    assert_eq!(next.0, StatusCode::OK, "{}", next.1);
+    // Somebody uses the first token again, later.
+    sqlx::query("UPDATE refresh_tokens SET used_at = used_at - interval '1 minute' WHERE used_at IS NOT NULL")
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    let reused = app
+        .anonymous(Method::POST, "/api/refresh", Some(refresh(&owner.refresh_token)))
+        .await;
+    assert_problem(&reused, 401, "invalid_token");
+    let last = next.1["refresh_token"].as_str().unwrap();
+    let after = app.anonymous(Method::POST, "/api/refresh", Some(refresh(last))).await;
+    assert_problem(&after, 401, "invalid_token");
+    assert!(
+        app.events(owner.id)
+            .await
+            .iter()
+            .any(|(kind, _)| kind == "session.revoked")
+    );
+}
+
+#[tokio::test]
+async fn a_browser_keeps_the_refresh_token_in_a_cookie() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let body = json!({"email": owner.email, "password": PASSWORD, "refresh_cookie": true});
+    let response = app
+        .http
+        .post(format!("{}/api/signin", app.url))
+        .json(&body)
+        .send()
+        .await
+        .unwrap();
+    let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
+    for attribute in ["HttpOnly", "Secure", "SameSite=Strict", "Path=/api"] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    let tokens: serde_json::Value = response.json().await.unwrap();
+    assert!(tokens.get("refresh_token").is_none());
+    let pair = cookie.split(';').next().unwrap();
+    let refreshed = answer(
+        app.http
+            .post(format!("{}/api/refresh", app.url))
+            .header("cookie", pair)
+            .json(&json!({})),
+    )
+    .await;
+    assert_eq!(refreshed.0, StatusCode::OK, "{}", refreshed.1);
+    assert!(refreshed.1.get("refresh_token").is_none(), "it stays in the cookie");
+    let without = app.anonymous(Method::POST, "/api/refresh", Some(json!({}))).await;
+    assert_problem(&without, 401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended_by_their_user_alone() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let phone = app.sign_in(&owner).await;
+    let (_, sessions) = owner.get("/api/sessions").await;
+    let items = sessions["items"].as_array().unwrap();
+    assert_eq!(items.len(), 2);
+    assert_eq!(items.iter().filter(|session| session["current"] == true).count(), 1);
+    let phone_session = items.iter().find(|session| session["current"] == false).unwrap()["id"]
+        .as_str()
+        .unwrap();
+    let other = app.member(&owner).await;
+    let foreign = other.delete(&format!("/api/sessions/{phone_session}")).await;
+    assert_problem(&foreign, 404, "not_found");
+    assert_eq!(
+        owner.delete(&format!("/api/sessions/{phone_session}")).await.0,
+        StatusCode::NO_CONTENT
+    );
+    let refresh = json!({"refresh_token": phone.refresh_token});
+    assert_problem(
+        &app.anonymous(Method::POST, "/api/refresh", Some(refresh)).await,
+        401,
+        "invalid_token",
+    );
+    assert_eq!(owner.post("/api/logout", json!({})).await.0, StatusCode::NO_CONTENT);
+    let revoked = app
+        .events(owner.id)
+        .await
+        .into_iter()
+        .filter(|(kind, _)| kind == "session.revoked")
+        .count();
+    assert_eq!(revoked, 2, "the phone's and the own session");
+}
+
+#[tokio::test]
+async fn passwords_are_stored_as_argon2id_only() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let hash: String = sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1")
+        .bind(owner.id)
+        .fetch_one(&app.owner)
+        .await
+        .unwrap();
+    assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+    let tokens: Vec<Vec<u8>> = sqlx::query_scalar("SELECT token_hash FROM refresh_tokens")
+        .fetch_all(&app.owner)
+        .await
+        .unwrap();
+    assert!(
+        tokens
+            .iter()
+            .all(|hash| hash.len() == 32 && hash != owner.refresh_token.as_bytes())
+    );
+}

@@ -1,0 +1,112 @@
+//! Every client's mistake has its answer, and none is a 500.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{App, answer, assert_problem};
+
+#[tokio::test]
+async fn malformed_requests_are_told_apart() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let chat = owner.chat("private_channel", &[]).await;
+    let url = format!("{}/api/chat/{chat}/messages", app.url);
+    let post = || app.http.post(&url).bearer_auth(&owner.token);
+    let json_post = || post().header("content-type", "application/json");
+    assert_problem(&answer(json_post().body("{\"content\":")).await, 400, "malformed_json");
+    assert_problem(
+        &answer(json_post().body(b"{\"content\":\"\xff\"}".to_vec())).await,
+        400,
+        "malformed_json",
+    );
+    assert_problem(&answer(json_post().body("")).await, 400, "malformed_json");
+    assert_problem(
+        &answer(json_post().body("{\"content\":\"x\",\"admin\":true}")).await,
+        422,
+        "validation_failed",
+    );
+    assert_problem(
+        &answer(json_post().body("{\"content\":7}")).await,
+        422,
+        "validation_failed",
+    );
+    assert_problem(&answer(json_post().body("{}")).await, 422, "validation_failed");
+    assert_problem(&answer(post().body("content=x")).await, 415, "unsupported_media_type");
+    assert_problem(
+        &answer(post().header("content-type", "text/plain").body("{}")).await,
+        415,
+        "unsupported_media_type",
+    );
+    let huge = format!("{{\"content\":\"{}\"}}", "x".repeat(2_000_000));
+    assert_problem(&answer(json_post().body(huge)).await, 413, "payload_too_large");
+    assert_problem(
+        &app.anonymous(Method::GET, "/api/nothing", None).await,
+        404,
+        "not_found",
+    );
+    assert_problem(
+        &app.anonymous(Method::PATCH, "/api/signin", Some(json!({}))).await,
+        405,
+        "method_not_allowed",
+    );
+}
+
+#[tokio::test]
+async fn answers_carry_the_request_id_and_the_trace() {
+    let app = App::start().await;
+    let response = app
+        .http
+        .get(format!("{}/api/me", app.url))
+        .header("x-request-id", "edge-request-1")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 401);
+    assert_eq!(response.headers()["x-request-id"], "edge-request-1");
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert_eq!(response.headers()["www-authenticate"], "Bearer");
+    let body: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(body["request_id"], "edge-request-1");
+    let forged = app
+        .http
+        .get(format!("{}/api/me", app.url))
+        .header("x-request-id", "a b\u{7f}")
+        .send()
+        .await;
+    if let Ok(response) = forged {
+        assert_ne!(response.headers()["x-request-id"], "a b\u{7f}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_503_and_not_500() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()")
+        .fetch_one(&app.owner)
+        .await
+        .unwrap();
+    let server = dev::postgres::Server::shared();
+    server
+        .psql(
+            "postgres",
+            &format!(
+                "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
+                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            ),
+        )
+        .unwrap();
+    let away = owner.get("/api/me").await;
+    assert_problem(&away, 503, "unavailable");
+    let health = app.anonymous(Method::GET, "/health", None).await;
+    assert_eq!((health.0.as_u16(), health.1["status"].as_str()), (503, Some("down")));
+    assert_eq!(
+        app.anonymous(Method::GET, "/health/simple", None).await.0.as_u16(),
+        200,
+        "the process is alive"
+    );
+    server
+        .psql("postgres", &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+        .unwrap();
+    assert_eq!(owner.get("/api/me").await.0.as_u16(), 200, "and it works again");
+}
