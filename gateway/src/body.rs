@@ -40,46 +40,49 @@ pub async fn receive(
     max: usize,
     within: Duration,
 ) -> Result<(), Refusal> {
-    if declared.is_some_and(|length| length > RECEIVED_FIRST) || session.as_downstream_mut().is_body_done() {
-        return Ok(());
-    }
-    let limit = max.min(RECEIVED_FIRST);
-    let request = session.req_header();
-    let is_declared =
-        declared.is_some() || request.headers.contains_key(TRANSFER_ENCODING) || session.as_downstream().is_http2();
-    if !is_declared {
+    if !has_body(session, declared) {
         return Ok(());
     }
     if session.req_header().headers.contains_key(EXPECT) && !session.as_downstream().is_http2() {
-        session
-            .as_downstream_mut()
-            .write_continue_response()
-            .await
-            .map_err(|error| broken(&error))?;
+        let told = session.as_downstream_mut().write_continue_response().await;
+        told.map_err(|error| broken(&error))?;
     }
+    if declared.is_some_and(|length| length > RECEIVED_FIRST) {
+        return Ok(());
+    }
+    let limit = max.min(RECEIVED_FIRST);
     session.as_downstream_mut().enable_retry_buffering();
+    let received = tokio::time::timeout(within, read_all(session, limit, max)).await;
+    let received = received.unwrap_or_else(|_| Err(timed_out()));
+    if received.is_err() {
+        // Where the body ends is not known, so neither is where another request would begin.
+        session.as_downstream_mut().set_keepalive(None);
+    }
+    received
+}
+
+fn has_body(session: &mut Session, declared: Option<usize>) -> bool {
+    let may_have = declared.is_some_and(|length| length > 0)
+        || session.as_downstream().is_http2()
+        || session.req_header().headers.contains_key(TRANSFER_ENCODING);
+    may_have && !session.as_downstream_mut().is_body_done()
+}
+
+async fn read_all(session: &mut Session, limit: usize, max: usize) -> Result<(), Refusal> {
     let mut received = 0;
-    let all = async {
-        while let Some(chunk) = session
+    loop {
+        let chunk = session
             .as_downstream_mut()
             .read_request_body()
             .await
-            .map_err(|error| broken(&error))?
-        {
-            received += chunk.len();
-            if received > limit {
-                return Err(if limit < max { length_wanted() } else { too_large(max) });
-            }
+            .map_err(|error| broken(&error))?;
+        let Some(chunk) = chunk else {
+            return Ok(());
+        };
+        received += chunk.len();
+        if received > limit {
+            return Err(if limit < max { length_wanted() } else { too_large(max) });
         }
-        Ok(())
-    };
-    match tokio::time::timeout(within, all).await {
-        Ok(result) => result,
-        Err(_) => Err(Refusal::new(
-            Code::RequestTimeout,
-            "body_timeout",
-            "The request body took too long.",
-        )),
     }
 }
 
@@ -105,6 +108,10 @@ pub fn too_large(max: usize) -> Refusal {
 fn length_wanted() -> Refusal {
     let detail = format!("A body of more than {RECEIVED_FIRST} bytes must come with a Content-Length.");
     Refusal::new(Code::PayloadTooLarge, "body_length_unknown", detail)
+}
+
+fn timed_out() -> Refusal {
+    Refusal::new(Code::RequestTimeout, "body_timeout", "The request body took too long.")
 }
 
 fn broken(error: &pingora::Error) -> Refusal {

@@ -4,6 +4,7 @@
 //! thousands of open event streams need, and joins the head and the body of an answer into one TLS record.
 
 use std::any::Any;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -23,14 +24,14 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use pingora::proxy::Session;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
 /// Most bytes gathered before they are written.
 const GATHER: usize = 8 * 1024;
-/// How long and how much a closing connection still listens, so that the client reads our answer before it meets a
-/// reset for what we did not read.
+/// How long and how much a closing connection still listens.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 
@@ -56,6 +57,8 @@ impl Facts {
 pub struct Connection {
     tls: TlsStream<TcpStream>,
     gathered: BytesMut,
+    /// Until when, and for how many bytes, a closing connection still listens.
+    linger: Option<(Pin<Box<Sleep>>, usize)>,
     http2: bool,
     established: SystemTime,
     handshake: Duration,
@@ -102,6 +105,7 @@ impl Connection {
         let connection = Self {
             http2,
             gathered: BytesMut::new(),
+            linger: None,
             established: SystemTime::now(),
             handshake,
             ssl: Arc::new(SslDigest::new(suite, version, None, None, Vec::new())),
@@ -132,6 +136,25 @@ impl Connection {
         self.gathered = BytesMut::new();
         Poll::Ready(Ok(()))
     }
+
+    /// Reads and forgets until the client closes, sends too much or takes too long.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (deadline, left) = self
+            .linger
+            .get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES));
+        if deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut scrap = [0; 4_096];
+        while *left > 0 {
+            let mut buffer = ReadBuf::new(&mut scrap);
+            match ready!(Pin::new(&mut self.tls).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => *left = left.saturating_sub(buffer.filled().len()),
+                _ => break,
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 impl AsyncRead for Connection {
@@ -161,30 +184,21 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.tls).poll_flush(context)
     }
 
+    /// Says goodbye and then listens a little longer: a socket closed over unread bytes is reset, and the reset can
+    /// overtake our last answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_gathered(context))?;
-        Pin::new(&mut self.tls).poll_shutdown(context)
+        ready!(Pin::new(&mut self.tls).poll_shutdown(context))?;
+        self.poll_linger(context).map(Ok)
     }
 }
 
 #[async_trait]
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
-        if AsyncWriteExt::shutdown(self).await.is_err() {
-            return;
+        if let Err(error) = AsyncWriteExt::shutdown(self).await {
+            tracing::debug!(%error, "the client left first");
         }
-        let mut scrap = [0; 4_096];
-        let mut left = LINGER_BYTES;
-        // Errors and the end of time alike mean that nobody listens any more.
-        let _ = tokio::time::timeout(LINGER, async {
-            while let Ok(read @ 1..) = self.tls.read(&mut scrap).await {
-                left = left.saturating_sub(read);
-                if left == 0 {
-                    break;
-                }
-            }
-        })
-        .await;
     }
 }
 

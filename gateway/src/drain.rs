@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +26,8 @@ pub struct Drain<P> {
     pub stop_accepting: CancellationToken,
     /// Makes requests the last of their connections.
     pub last_requests: watch::Sender<bool>,
+    /// Cancelled by an interrupt (Ctrl-C): somebody sits there and waits.
+    pub interrupted: CancellationToken,
     /// Closes what is still open.
     pub cut: CancellationToken,
     pub connections: TaskTracker,
@@ -40,7 +41,7 @@ impl<P: HttpServerApp + Send + Sync> Drain<P> {
         self.draining.store(true, Ordering::Relaxed);
         tokio::select! {
             () = self.run_politely() => {}
-            () = interrupted() => tracing::warn!("interrupted, not waiting for clients"),
+            () = self.interrupted.cancelled() => tracing::warn!("interrupted, not waiting for clients"),
         }
         self.stop_accepting.cancel();
         self.cut.cancel();
@@ -69,15 +70,5 @@ impl<P: HttpServerApp + Send + Sync> Drain<P> {
 
     fn only_streams_left(&self) -> bool {
         i64::try_from(self.connections.len()).is_ok_and(|open| open <= self.metrics.open_streams())
-    }
-}
-
-/// An interrupt (Ctrl-C), now or just before the drain began.
-async fn interrupted() {
-    match signal(SignalKind::interrupt()) {
-        Ok(mut interrupts) => {
-            interrupts.recv().await;
-        }
-        Err(_) => std::future::pending().await,
     }
 }

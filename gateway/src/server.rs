@@ -12,6 +12,7 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use service_runtime::admin::{self, Readiness};
 use service_runtime::serve::bind;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -61,6 +62,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     admin::serve(config.admin_listen, admin::router(ready), background.clone()).await?;
     tokio::spawn(certificate::watch(resolver, config.tls.clone(), background.clone()));
 
+    let interrupted = CancellationToken::new();
+    tokio::spawn(watch_for_interrupt(interrupted.clone()));
     let stop_accepting = CancellationToken::new();
     let (last_requests, is_last) = watch::channel(false);
     let (cut, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -91,12 +94,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         draining,
         stop_accepting,
         last_requests,
+        interrupted,
         cut,
         connections: tasks,
         metrics,
     };
     drain.run().await;
     Ok(())
+}
+
+/// The runtime tells that a signal came, not which; an interrupt is to be quick.
+async fn watch_for_interrupt(interrupted: CancellationToken) {
+    match signal(SignalKind::interrupt()) {
+        Ok(mut interrupts) => {
+            interrupts.recv().await;
+            interrupted.cancel();
+        }
+        Err(error) => tracing::warn!(%error, "interrupts will be as slow as terminations"),
+    }
 }
 
 async fn edge(

@@ -1,0 +1,17 @@
+//! A real gateway process, spoken to by TLS over real sockets, in front of upstreams that record every byte.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
+mod support;
+
+mod access_log;
+mod cors;
+mod drain;
+mod framing;
+mod limits;
+mod revocation;
+mod routes;
+mod streams;
+mod tls;
+mod tokens;
+mod upstreams;

@@ -1,0 +1,82 @@
+//! A session that ends stops working here within a second, on the strength of a real event stream.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Config;
+use fechatter_core::events::{Event, EventType, STREAM, SUBJECTS, SessionRevokedEvent};
+use time::OffsetDateTime;
+
+use crate::support::issuer::claims;
+use crate::support::{Gateway, Issuer, Upstream, eventually, problem};
+
+#[tokio::test]
+async fn tokens_of_an_ended_session_are_refused_within_a_second() {
+    let nats = tokio::task::spawn_blocking(dev::nats::Server::temporary)
+        .await
+        .unwrap()
+        .unwrap();
+    let jetstream = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = Config {
+        name: STREAM.to_owned(),
+        subjects: vec![SUBJECTS.to_owned()],
+        ..Config::default()
+    };
+    jetstream.create_stream(stream).await.unwrap();
+    let publish = async |session_id| {
+        let payload = SessionRevokedEvent {
+            session_id,
+            user_id: 7.into(),
+        };
+        let event = Event::new(
+            EventType::SessionRevoked,
+            1.into(),
+            7,
+            OffsetDateTime::now_utc(),
+            payload,
+        );
+        let bytes = serde_json::to_vec(&event).unwrap();
+        let subject = EventType::SessionRevoked.subject(1.into(), 7);
+        jetstream.publish(subject, bytes.into()).await.unwrap().await.unwrap();
+    };
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::start().await;
+    let (early, late, other) = (claims(7), claims(7), claims(7));
+    // One session ended before this replica was there.
+    publish(early.sid).await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[("NATS__URL", &nats.url())]).await;
+    let client = gateway.http2();
+    let get = async |token: &str| {
+        client
+            .get(gateway.url("/api/me"))
+            .bearer_auth(token)
+            .send()
+            .await
+            .unwrap()
+    };
+    let early = issuer.key.sign(&early);
+    let answer = eventually("the earlier revocation", async || {
+        Some(get(&early).await).filter(|answer| answer.status() == 401)
+    })
+    .await;
+    problem(answer, 401, "invalid_token").await;
+
+    let token = issuer.key.sign(&late);
+    assert_eq!(get(&token).await.status(), 200);
+    publish(late.sid).await;
+    let published = Instant::now();
+    eventually("the revocation", async || {
+        (get(&token).await.status() == 401).then_some(())
+    })
+    .await;
+    assert!(
+        published.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        published.elapsed()
+    );
+    assert_eq!(
+        get(&issuer.key.sign(&other)).await.status(),
+        200,
+        "another session of the same user goes on"
+    );
+}

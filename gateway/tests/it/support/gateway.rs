@@ -1,0 +1,177 @@
+//! The gateway as a process of its own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dev::child::{Process, Program};
+use dev::ports;
+
+use super::{Issuer, Upstream, eventually};
+
+/// A running gateway with a certificate of its own.
+pub struct Gateway {
+    pub https: SocketAddr,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    pub folder: tempfile::TempDir,
+    process: Process,
+}
+
+fn free() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], ports::free().unwrap()))
+}
+
+impl Gateway {
+    /// Starts it and waits until it is ready.
+    pub async fn start(issuer: &Issuer, upstreams: &[&Upstream], settings: &[(&str, &str)]) -> Self {
+        gateway::tls::install_provider();
+        let folder = tempfile::tempdir().unwrap();
+        gateway::dev_certificate::ensure(folder.path()).unwrap();
+        let addresses: Vec<String> = upstreams
+            .iter()
+            .map(|upstream| format!("\"{}\"", upstream.address))
+            .collect();
+        let addresses = format!("[{}]", addresses.join(","));
+        let (https, http, admin) = (free(), free(), free());
+        let mut env: Vec<(String, String)> = [
+            ("LISTEN", https.to_string()),
+            ("REDIRECT_LISTEN", http.to_string()),
+            ("ADMIN_LISTEN", admin.to_string()),
+            ("TLS__CERTIFICATE", folder.path().join("cert.pem").display().to_string()),
+            ("TLS__KEY", folder.path().join("key.pem").display().to_string()),
+            ("UPSTREAMS__CHAT", addresses.clone()),
+            ("UPSTREAMS__NOTIFY", addresses.clone()),
+            ("UPSTREAMS__INDEXER", addresses),
+            ("UPSTREAMS__HEALTH_INTERVAL_MS", "200".to_owned()),
+            (
+                "AUTH__JWKS_URL",
+                format!("http://{}/.well-known/jwks.json", issuer.server.address),
+            ),
+            // Nobody listens there: the gateway works without, and the tests that need NATS say so.
+            ("NATS__URL", "nats://127.0.0.1:9".to_owned()),
+            ("LOG__FORMAT", "json".to_owned()),
+            ("LOG__FILTER", "info,async_nats=off".to_owned()),
+            ("DRAIN__DELAY_MS", "0".to_owned()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (format!("FECHATTER_GATEWAY__{name}"), value))
+        .collect();
+        for (name, value) in settings {
+            env.retain(|(known, _)| known != &format!("FECHATTER_GATEWAY__{name}"));
+            env.push((format!("FECHATTER_GATEWAY__{name}"), (*value).to_owned()));
+        }
+        let process = Process::start(&Program {
+            name: "gateway".to_owned(),
+            path: PathBuf::from(env!("CARGO_BIN_EXE_gateway")),
+            args: Vec::new(),
+            env,
+            log: folder.path().join("gateway.log"),
+            user: None,
+            dir: folder.path().to_owned(),
+        })
+        .unwrap();
+        let mut gateway = Self {
+            https,
+            http,
+            admin,
+            folder,
+            process,
+        };
+        gateway.wait_until_ready().await;
+        gateway
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let ready = format!("http://{}/ready", self.admin);
+        let started = std::time::Instant::now();
+        loop {
+            assert!(
+                self.process.ended().is_none(),
+                "the gateway ended:\n{}",
+                self.process.log_tail()
+            );
+            if reqwest::get(&ready)
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                return;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "not ready:\n{}",
+                self.process.log_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.https.port())
+    }
+
+    /// A client that trusts this gateway's certificate and nothing else.
+    pub fn client(&self, configure: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Client {
+        let ca = std::fs::read(self.folder.path().join("ca.pem")).unwrap();
+        let builder = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()])
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(20));
+        configure(builder).build().unwrap()
+    }
+
+    pub fn http1(&self) -> reqwest::Client {
+        self.client(reqwest::ClientBuilder::http1_only)
+    }
+
+    pub fn http2(&self) -> reqwest::Client {
+        self.client(|builder| builder)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("gateway.log")).unwrap()
+    }
+
+    /// The access log line of a request.
+    pub async fn access_line(&self, request_id: &str) -> serde_json::Value {
+        eventually("the access log line", async || {
+            let log = self.log();
+            let lines = log
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines
+                .into_iter()
+                .find(|line| line["target"] == "access" && line["request_id"] == request_id)
+        })
+        .await
+    }
+
+    pub async fn metrics(&self) -> String {
+        reqwest::get(format!("http://{}/metrics", self.admin))
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        self.process.signal(signal);
+    }
+
+    /// The exit code, once it has ended.
+    pub async fn exit_code(&mut self) -> i32 {
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.process.ended() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "still running:\n{}",
+                self.process.log_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

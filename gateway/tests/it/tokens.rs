@@ -1,0 +1,184 @@
+//! Who may pass: forgeries, rotation, an absent key source.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fechatter_core::token::Claims;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+
+use crate::support::issuer::{Key, claims};
+use crate::support::{eventually, problem, setup};
+
+#[tokio::test]
+async fn forgeries_are_401_and_reach_nobody() {
+    let setup = setup(&[]).await;
+    let (key, good) = (&setup.issuer.key, claims(7));
+    let signed = key.sign(&good);
+    let payload = signed.split('.').nth(1).unwrap().to_owned();
+    let header = |json: &str| URL_SAFE_NO_PAD.encode(json);
+    let mut symmetric = Header::new(Algorithm::HS256);
+    symmetric.kid = Some(key.kid.clone());
+    let now = good.iat;
+    let with = |change: &dyn Fn(&mut Claims)| {
+        let mut changed = good.clone();
+        change(&mut changed);
+        key.sign(&changed)
+    };
+    let mut future = serde_json::to_value(&good).unwrap();
+    future["nbf"] = (now + 600).into();
+    let mut tampered = signed.clone().into_bytes();
+    let middle = signed.find('.').unwrap() + 10;
+    tampered[middle] = if tampered[middle] == b'A' { b'B' } else { b'A' };
+
+    let forgeries = [
+        (
+            "none",
+            format!("{}.{payload}.", header(r#"{"alg":"none","kid":"first"}"#)),
+        ),
+        (
+            "none with signature",
+            format!("{}.{payload}.AAAA", header(r#"{"alg":"None","kid":"first"}"#)),
+        ),
+        (
+            "HS256 with the public key",
+            jsonwebtoken::encode(&symmetric, &good, &EncodingKey::from_secret(&key.public)).unwrap(),
+        ),
+        ("another key, same kid", Key::new("first").sign(&good)),
+        ("unknown kid", Key::new("other").sign(&good)),
+        ("no kid", format!("{}.{payload}.AAAA", header(r#"{"alg":"EdDSA"}"#))),
+        ("expired", with(&|claims| claims.exp = now - 60)),
+        ("not yet valid", key.sign(&future)),
+        ("wrong issuer", with(&|claims| claims.iss = "evil".into())),
+        ("wrong audience", with(&|claims| claims.aud = "evil".into())),
+        ("no user", with(&|claims| claims.sub = "0".into())),
+        ("truncated", signed[..signed.len() - 8].to_owned()),
+        ("tampered", String::from_utf8(tampered).unwrap()),
+        ("two parts", signed.rsplit_once('.').unwrap().0.to_owned()),
+        ("not a token", "x".to_owned()),
+        ("very long", "x".repeat(16_000)),
+    ];
+    let client = setup.gateway.http2();
+    for (name, token) in forgeries {
+        let answer = client
+            .get(setup.gateway.url("/api/me"))
+            .bearer_auth(&token)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 401, "{name}");
+        assert_eq!(
+            answer.headers()["www-authenticate"],
+            "Bearer error=\"invalid_token\"",
+            "{name}"
+        );
+        problem(answer, 401, "invalid_token").await;
+    }
+    for authorization in ["Basic QTpC", "Bearer", "bearer ", "Token x"] {
+        let answer = client
+            .get(setup.gateway.url("/api/me"))
+            .header("authorization", authorization)
+            .send()
+            .await
+            .unwrap();
+        problem(answer, 401, "invalid_token").await;
+    }
+    let twice = client
+        .get(setup.gateway.url("/api/me"))
+        .bearer_auth(&signed)
+        .bearer_auth(&signed)
+        .send()
+        .await
+        .unwrap();
+    problem(twice, 401, "invalid_token").await;
+    let absent = client.get(setup.gateway.url("/api/me")).send().await.unwrap();
+    assert_eq!(absent.headers()["www-authenticate"], "Bearer");
+    problem(absent, 401, "unauthenticated").await;
+    assert!(setup.upstream.bytes().is_empty());
+
+    let good = client
+        .get(setup.gateway.url("/api/me"))
+        .bearer_auth(&signed)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(good.status(), 200);
+}
+
+#[tokio::test]
+async fn a_new_key_is_fetched_when_first_seen_and_an_old_one_goes_with_the_set() {
+    let setup = setup(&[]).await;
+    let client = setup.gateway.http2();
+    let status = async |token: &str| {
+        client
+            .get(setup.gateway.url("/api/me"))
+            .bearer_auth(token)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let old = setup.issuer.token(7);
+    assert_eq!(status(&old).await, 200);
+
+    let (first, second) = (setup.issuer.key.clone(), Key::new("second"));
+    setup.issuer.publish(vec![first, second.clone()]);
+    let new = second.sign(&claims(7));
+    assert_eq!(
+        status(&new).await,
+        200,
+        "the first request with a new key already works"
+    );
+    assert_eq!(status(&old).await, 200);
+
+    // The key source is away: what is known keeps working, unknown keys stay unknown.
+    setup.issuer.server.kill();
+    assert_eq!(status(&new).await, 200);
+    assert_eq!(status(&Key::new("third").sign(&claims(7))).await, 401);
+}
+
+#[tokio::test]
+async fn unknown_keys_cause_few_fetches() {
+    let setup = setup(&[]).await;
+    let client = setup.gateway.http2();
+    let before = setup.issuer.server.requests().len();
+    for number in 0..50 {
+        let token = Key::new(&format!("unknown-{number}")).sign(&claims(7));
+        let answer = client
+            .get(setup.gateway.url("/api/me"))
+            .bearer_auth(token)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 401);
+    }
+    let fetched = setup.issuer.server.requests().len() - before;
+    assert!((1..=10).contains(&fetched), "{fetched} fetches for 50 unknown keys");
+}
+
+#[tokio::test]
+async fn verdicts_are_counted() {
+    let setup = setup(&[]).await;
+    let client = setup.gateway.http2();
+    let token = setup.issuer.token(7);
+    for _ in 0..3 {
+        client
+            .get(setup.gateway.url("/api/me"))
+            .bearer_auth(&token)
+            .send()
+            .await
+            .unwrap();
+    }
+    client.get(setup.gateway.url("/api/me")).send().await.unwrap();
+    eventually("token metrics", async || {
+        let metrics = setup.gateway.metrics().await;
+        let has = |verdict: &str, count: u32| {
+            metrics.lines().any(|line| {
+                line.starts_with("gateway_tokens")
+                    && line.contains(&format!("verdict=\"{verdict}\""))
+                    && line.ends_with(&format!(" {count}"))
+            })
+        };
+        (has("verified", 1) && has("remembered", 2) && has("absent", 1)).then_some(())
+    })
+    .await;
+}

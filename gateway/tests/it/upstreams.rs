@@ -1,0 +1,178 @@
+//! What clients see when upstreams fail, and that what must not be repeated is not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::{Gateway, Issuer, Reply, Upstream, eventually, problem, setup};
+
+#[tokio::test]
+async fn a_killed_upstream_is_503_and_back_when_it_is_back() {
+    let setup = setup(&[]).await;
+    let client = setup.gateway.http2();
+    let get = async || client.get(setup.gateway.url("/openapi.json")).send().await.unwrap();
+    assert_eq!(get().await.status(), 200);
+    let address = setup.upstream.address;
+    setup.upstream.kill();
+    let answer = eventually("the dead upstream to show", async || {
+        Some(get().await).filter(|answer| answer.status() != 200)
+    })
+    .await;
+    assert_eq!(answer.headers()["retry-after"], "1");
+    problem(answer, 503, "unavailable").await;
+    let health = client.get(setup.gateway.url("/health")).send().await.unwrap();
+    eventually("health to say down", async || {
+        (client.get(setup.gateway.url("/health")).send().await.unwrap().status() == 503).then_some(())
+    })
+    .await;
+    drop(health);
+
+    let _again = Upstream::bind(address, |_| Reply::json(200, &serde_json::json!({}))).await;
+    eventually("the upstream to be back", async || {
+        (get().await.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn broken_and_slow_answers_are_502_and_504() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|request| match request.target() {
+        "/api/me" => Reply::BytesAndClose(Vec::new()),
+        "/api/channels" => Reply::BytesAndClose(b"HTTP/1.1 200 OK\r\nnonsense".to_vec()),
+        "/api/users" => Reply::Silence,
+        _ => Reply::json(200, &serde_json::json!({})),
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[("UPSTREAMS__READ_TIMEOUT_MS", "300")]).await;
+    let client = gateway.http2();
+    let get = async |path: &str| {
+        client
+            .get(gateway.url(path))
+            .bearer_auth(issuer.token(7))
+            .send()
+            .await
+            .unwrap()
+    };
+    problem(get("/api/me").await, 502, "bad_gateway").await;
+    problem(get("/api/channels").await, 502, "bad_gateway").await;
+    problem(get("/api/users").await, 504, "gateway_timeout").await;
+    assert_eq!(get("/api/chat").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_second_upstream_serves_while_the_first_is_dead() {
+    let issuer = Issuer::start().await;
+    let (dead, alive) = (Upstream::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&issuer, &[&dead, &alive], &[]).await;
+    let client = gateway.http2();
+    dead.kill();
+    for number in 0..40 {
+        let post = client
+            .post(gateway.url("/api/signin"))
+            .body(format!("{{\"n\":{number}}}"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(post.status(), 200, "{number}");
+    }
+    let seen: Vec<_> = [&dead, &alive]
+        .iter()
+        .flat_map(|upstream| upstream.requests())
+        .map(|request| request.body)
+        .collect();
+    assert_eq!(seen.len(), 40);
+    let mut once = seen.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), 40, "each was sent once");
+}
+
+#[tokio::test]
+async fn an_unhealthy_upstream_gets_no_requests() {
+    let issuer = Issuer::start().await;
+    let (sick, well) = (Upstream::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&issuer, &[&sick, &well], &[]).await;
+    let client = gateway.http2();
+    sick.set_healthy(false);
+    eventually("the gateway to notice", async || {
+        let metrics = gateway.metrics().await;
+        metrics
+            .lines()
+            .any(|line| {
+                line.starts_with("gateway_upstreams_healthy")
+                    && line.contains("upstream=\"chat\"")
+                    && line.ends_with(" 1")
+            })
+            .then_some(())
+    })
+    .await;
+    let before = sick.requests().len();
+    for _ in 0..10 {
+        assert_eq!(
+            client.get(gateway.url("/openapi.json")).send().await.unwrap().status(),
+            200
+        );
+    }
+    assert_eq!(sick.requests().len(), before);
+}
+
+#[tokio::test]
+async fn a_request_that_was_sent_is_repeated_only_when_it_may_be() {
+    let issuer = Issuer::start().await;
+    // The second request of a connection finds it closed, as with a stale pooled connection.
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    let upstream = Upstream::with(move |_| match seen.fetch_add(1, Ordering::SeqCst) {
+        1 => Reply::BytesAndClose(Vec::new()),
+        _ => Reply::json(200, &serde_json::json!({})),
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
+    let client = gateway.http2();
+    let token = issuer.token(7);
+    let get = async || {
+        client
+            .get(gateway.url("/api/me"))
+            .bearer_auth(&token)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!(get().await, 200);
+    assert_eq!(get().await, 200, "a GET is repeated on a fresh connection");
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+
+    count.store(1, Ordering::SeqCst);
+    let post = client
+        .post(gateway.url("/api/chat/1/messages"))
+        .bearer_auth(&token)
+        .body("{}")
+        .send()
+        .await
+        .unwrap();
+    problem(post, 502, "bad_gateway").await;
+    assert_eq!(count.load(Ordering::SeqCst), 2, "a POST is not");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_the_upstream_request() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|_| Reply::Events(vec![(Duration::from_secs(600), "x".to_owned())])).await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
+    let client = gateway.http1();
+    let answer = client
+        .get(gateway.url("/api/me"))
+        .bearer_auth(issuer.token(7))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(upstream.open_streams(), 1);
+    drop((answer, client));
+    eventually("the upstream request to end", async || {
+        (upstream.open_streams() == 0).then_some(())
+    })
+    .await;
+}
