@@ -181,8 +181,17 @@ impl SearchEngine for EmbeddedEngine {
     }
 
     async fn incomplete(&self) -> Result<Option<String>, EngineError> {
-        let generation = self.serving();
-        blocking(move || Ok((!generation.marks().complete).then(|| "the index is new or was damaged".to_owned()))).await
+        let (serving, interrupted) = (self.serving(), self.building().is_some());
+        blocking(move || {
+            Ok(if !serving.marks().complete {
+                Some("the index is new or was damaged".to_owned())
+            } else if interrupted {
+                Some("a rebuild was interrupted".to_owned())
+            } else {
+                None
+            })
+        })
+        .await
     }
 
     async fn rebuild_begin(&self) -> Result<i64, EngineError> {

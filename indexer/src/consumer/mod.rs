@@ -1,0 +1,129 @@
+//! The durable pull consumer: takes events from JetStream in batches and acknowledges them once the engine has them.
+//!
+//! A session lasts as long as the consumer works; whatever ends it (NATS away, stream rebuilt, nothing delivered although
+//! something is pending) is followed by another one. Redelivery is harmless, so acknowledging is never urgent and never
+//! early: the engine commits, then each event is acknowledged and the acknowledgement confirmed.
+
+mod batch;
+mod session;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::metrics::Metrics;
+use crate::services::indexing::Indexing;
+use crate::services::reindex::Reindex;
+use session::{Ended, Session};
+
+/// Name of the durable consumer.
+pub const CONSUMER: &str = "indexer";
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether events are being consumed; for `/health`.
+#[derive(Debug, Clone, Default)]
+pub struct Status(Arc<Mutex<Option<String>>>);
+
+impl Status {
+    /// `Err` with the reason while no events are consumed.
+    pub fn check(&self) -> Result<Option<String>, String> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(None),
+            Some(problem) => Err(problem.clone()),
+        }
+    }
+
+    fn set(&self, problem: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// Consumes events.
+#[derive(Debug)]
+pub struct Consumer {
+    context: jetstream::Context,
+    indexing: Arc<Indexing>,
+    reindex: Arc<Reindex>,
+    metrics: Metrics,
+    settings: config::Batch,
+    shutdown: CancellationToken,
+    status: Status,
+}
+
+impl Consumer {
+    /// A consumer of the stream behind `client`.
+    pub fn new(
+        client: async_nats::Client,
+        indexing: Arc<Indexing>,
+        reindex: Arc<Reindex>,
+        metrics: Metrics,
+        settings: config::Batch,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let status = Status::default();
+        status.set(Some("not connected to the stream yet".to_owned()));
+        Self {
+            context: jetstream::new(client),
+            indexing,
+            reindex,
+            metrics,
+            settings,
+            shutdown,
+            status,
+        }
+    }
+
+    /// Whether events are being consumed.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Consumes in the background until shutdown.
+    pub fn spawn(self) -> JoinHandle<()> {
+        tokio::spawn(self.run())
+    }
+
+    async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        // Where a consumer that has to be made anew begins.
+        let mut restart_from = None;
+        while !self.shutdown.is_cancelled() {
+            let ended = match Session::open(&self, restart_from.take()).await {
+                Ok(session) => {
+                    pause = FIRST_PAUSE;
+                    self.status.set(None);
+                    session.run().await
+                }
+                Err(ended) => ended,
+            };
+            match ended {
+                Ended::Shutdown => break,
+                Ended::Stalled { from } => {
+                    tracing::error!(
+                        from,
+                        "events are pending and none is delivered; the consumer is made anew"
+                    );
+                    restart_from = Some(from);
+                }
+                Ended::Fault(problem) => {
+                    if self.status.check().is_ok() {
+                        tracing::warn!(problem, "consuming events is interrupted");
+                    } else {
+                        tracing::debug!(problem, "cannot consume events yet");
+                    }
+                    self.status.set(Some(problem));
+                }
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
+    }
+}

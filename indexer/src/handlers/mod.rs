@@ -1,0 +1,4 @@
+//! HTTP: extract, call one service method, map to a view.
+
+pub mod admin;
+pub mod search;

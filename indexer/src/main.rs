@@ -1,0 +1,189 @@
+//! The indexer process: configuration, pool, engine, consumer, listeners, drain. No logic.
+
+mod command;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use fechatter_core::health::Status;
+use fechatter_core::token::Verifier;
+use secrecy::ExposeSecret;
+use service_runtime::auth::Authenticator;
+use service_runtime::process::{self, Process};
+use service_runtime::{admin, health, jwks, nats, serve};
+
+use indexer::config::{Config, ENV_PREFIX, EngineKind};
+use indexer::consumer::Consumer;
+use indexer::engine::SearchEngine;
+use indexer::engine::embedded::{self, EmbeddedEngine};
+use indexer::engine::meilisearch::{self, MeilisearchEngine};
+use indexer::metrics::Metrics;
+use indexer::services::indexing::Indexing;
+use indexer::services::reindex::Reindex;
+use indexer::services::search::SearchService;
+use indexer::{AppState, handlers, repositories, router};
+
+/// Search for Fechatter: indexes messages and answers searches.
+#[derive(Parser)]
+#[command(name = "indexer", version)]
+struct Args {
+    /// TOML file; environment variables FECHATTER_INDEXER__… go over it.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Rebuilds the index from PostgreSQL while the running indexer serves, and shows how it goes.
+    ///
+    /// Asks the indexer that runs with this configuration, by its admin listener; when none runs, rebuilds by itself.
+    Reindex,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
+        Ok(config) => {
+            let log = config.log.clone();
+            process::run("indexer", &log, |process| async move {
+                match args.command {
+                    None => run(config, process).await,
+                    Some(Command::Reindex) => command::reindex(config, process).await,
+                }
+            })
+        }
+        Err(code) => code,
+    }
+}
+
+/// Opens the configured engine.
+fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn SearchEngine>> {
+    let engine = &config.engine;
+    Ok(match engine.kind {
+        EngineKind::Embedded => Arc::new(EmbeddedEngine::open(embedded::Options {
+            folder: engine.path.clone(),
+            writer_memory: engine.writer_memory_mb * 1_000_000,
+            concurrent_searches: engine.concurrent_searches,
+        })?),
+        EngineKind::Meilisearch => Arc::new(MeilisearchEngine::new(&meilisearch::Options {
+            url: engine.meili_url.clone(),
+            key: engine.meili_key.clone(),
+            index: engine.meili_index.clone(),
+        })?),
+    })
+}
+
+async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let shutdown = process.shutdown;
+    let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    let engine = open_engine(&config)?;
+    let client = nats::connect(&config.nats, "indexer").await?;
+
+    let verifier = Arc::new(Verifier::new(
+        &config.auth.issuer,
+        &config.auth.audience,
+        config.auth.remembered_tokens,
+    ));
+    let refresher = jwks::spawn(config.auth.jwks_url.clone(), Arc::clone(&verifier), shutdown.clone());
+
+    let metrics = Metrics::default();
+    let indexing = Arc::new(Indexing::new(
+        pool.clone(),
+        Arc::clone(&engine),
+        metrics.clone(),
+        config.batch.max_deliveries,
+        shutdown.clone(),
+    ));
+    let reindex = Reindex::new(
+        pool.clone(),
+        Arc::clone(&engine),
+        config.reindex.clone(),
+        shutdown.clone(),
+    );
+    let consumer = Consumer::new(
+        client.clone(),
+        Arc::clone(&indexing),
+        Arc::clone(&reindex),
+        metrics.clone(),
+        config.batch.clone(),
+        shutdown.clone(),
+    );
+    let consumer_status = consumer.status();
+    let consuming = consumer.spawn();
+
+    let state = AppState {
+        search: SearchService::new(
+            pool.clone(),
+            Arc::clone(&engine),
+            metrics,
+            Duration::from_millis(config.engine.search_timeout_ms),
+        ),
+        authenticator: Authenticator {
+            verifier: Arc::clone(&verifier),
+            refresher: Some(refresher),
+        },
+    };
+    let health_pool = pool.clone();
+    let checks = health::Checks::default()
+        .with("postgres", Status::Down, move || {
+            let pool = health_pool.clone();
+            async move {
+                repositories::ping(&pool)
+                    .await
+                    .map(|()| None)
+                    .map_err(|error| error.to_string())
+            }
+        })
+        // Searching goes on without NATS; new messages become findable when it is back.
+        .with("nats", Status::Degraded, move || {
+            let result = nats::check(&client);
+            async move { result }
+        })
+        .with("search", Status::Down, move || {
+            let engine = Arc::clone(&engine);
+            async move { engine.check().await.map(Some).map_err(|error| error.to_string()) }
+        })
+        .with("indexing", Status::Degraded, move || {
+            let result = match indexing.waiting().reason() {
+                Some(reason) => Err(format!("waits for {reason}")),
+                None => consumer_status.check(),
+            };
+            async move { result }
+        });
+
+    let listener = serve::bind(config.listen, "listen").await?;
+    let ready_shutdown = shutdown.clone();
+    let ready: admin::Readiness = Arc::new(move || {
+        if ready_shutdown.is_cancelled() {
+            Err("draining".to_owned())
+        } else if !verifier.is_ready() {
+            Err("no signing keys yet".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+    let admin_stop = tokio_util::sync::CancellationToken::new();
+    let admin_routes = admin::router(ready).merge(handlers::admin::router(reindex));
+    admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
+    tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
+
+    let options = serve::Options {
+        drain: Duration::from_secs(config.drain_seconds),
+        ..serve::Options::default()
+    };
+    let app = router(state, checks.routes());
+    let consumer_guard = process::critical("event consumer", &shutdown, consuming);
+    tokio::pin!(consumer_guard);
+    tokio::select! {
+        () = serve::serve(listener, app, shutdown.clone(), options) => consumer_guard.await?,
+        result = &mut consumer_guard => result?,
+    }
+    admin_stop.cancel();
+    pool.close().await;
+    Ok(())
+}

@@ -1,0 +1,417 @@
+//! From events to a committed index: reads, collapses, applies, and puts aside what cannot be processed.
+//!
+//! Everything here may happen twice: changes carry versions, dead letters are kept once per stream position.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fechatter_core::ChatId;
+use fechatter_core::events::{ChatEvent, Event, EventType, MessageEvent, UnreadableEvent};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::consumer::CONSUMER;
+use crate::engine::{Change, EngineError, MessageDocument, SearchEngine, StreamPosition};
+use crate::metrics::Metrics;
+use crate::repositories::dead_letters::{self, DeadLetter};
+
+/// Deliveries after which an event is processed by itself, so that it harms no other any more.
+const ISOLATED_FROM: i64 = 3;
+/// Times an engine may be unavailable for a batch, although it says it is well, before the batch is suspected.
+const SUSPECT_AFTER: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// An event as it was delivered.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Its place in the stream.
+    pub position: StreamPosition,
+    pub subject: String,
+    /// How many times it has been delivered, this one included.
+    pub deliveries: i64,
+    pub body: bytes::Bytes,
+}
+
+/// The process is ending and the batch is not done; it will be delivered again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted by shutdown")]
+pub struct Interrupted;
+
+/// Why an event was given up, as a bounded label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivenUp {
+    Unreadable,
+    Refused,
+    Exhausted,
+}
+
+impl GivenUp {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Refused => "refused",
+            Self::Exhausted => "exhausted",
+        }
+    }
+}
+
+/// What an event means for the index.
+#[derive(Debug, Clone)]
+struct Effect<'a> {
+    event: &'a Incoming,
+    change: Option<Change>,
+    happened_at: OffsetDateTime,
+}
+
+/// What the indexer is waiting for, if anything; for `/health`.
+#[derive(Debug, Default)]
+pub struct Waiting(Mutex<Option<String>>);
+
+impl Waiting {
+    fn set(&self, reason: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// The reason, if it waits.
+    pub fn reason(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Applies events to the index.
+#[derive(Debug)]
+pub struct Indexing {
+    pool: PgPool,
+    engine: Arc<dyn SearchEngine>,
+    metrics: Metrics,
+    max_deliveries: i64,
+    shutdown: CancellationToken,
+    reached: Mutex<Option<StreamPosition>>,
+    waiting: Waiting,
+}
+
+impl Indexing {
+    /// A service that applies to `engine` and keeps dead letters in `pool`.
+    pub fn new(
+        pool: PgPool,
+        engine: Arc<dyn SearchEngine>,
+        metrics: Metrics,
+        max_deliveries: i64,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            pool,
+            engine,
+            metrics,
+            max_deliveries,
+            shutdown,
+            reached: Mutex::new(None),
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// What it waits for, if anything.
+    pub const fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    /// The engine it applies to.
+    pub fn engine(&self) -> &Arc<dyn SearchEngine> {
+        &self.engine
+    }
+
+    /// Processes a batch to its end: afterwards each event's effect is findable or the event is a dead letter, and all
+    /// of them can be acknowledged. Waits as long as the engine or PostgreSQL is away.
+    pub async fn process(&self, events: &[Incoming]) -> Result<(), Interrupted> {
+        let mut together = Vec::with_capacity(events.len());
+        let mut alone = Vec::new();
+        for event in events {
+            if event.deliveries > self.max_deliveries {
+                self.give_up(event, GivenUp::Exhausted, "delivered too often without being processed")
+                    .await?;
+                continue;
+            }
+            match read(event) {
+                Ok(effect) if event.deliveries >= ISOLATED_FROM => alone.push(effect),
+                Ok(effect) => together.push(effect),
+                Err(fault) => self.give_up(event, GivenUp::Unreadable, &fault.to_string()).await?,
+            }
+        }
+        self.apply_or_split(together).await?;
+        for effect in alone {
+            self.apply_or_split(vec![effect]).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies effects; a refused batch is halved until the one at fault is alone.
+    async fn apply_or_split(&self, effects: Vec<Effect<'_>>) -> Result<(), Interrupted> {
+        let mut parts = vec![effects];
+        while let Some(part) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let Err(refusal) = self.apply(&part).await? else {
+                continue;
+            };
+            if let [only] = &part[..] {
+                self.give_up(only.event, GivenUp::Refused, &refusal).await?;
+                continue;
+            }
+            tracing::warn!(events = part.len(), refusal, "a batch was refused; halving it");
+            let (first, second) = part.split_at(part.len() / 2);
+            // The first half next, to keep the order of events.
+            parts.push(second.to_vec());
+            parts.push(first.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Applies effects in one commit, waiting for an engine that is away. The inner error says why it was refused.
+    async fn apply(&self, effects: &[Effect<'_>]) -> Result<Result<(), String>, Interrupted> {
+        let changes = collapse(effects);
+        let position = self.advance(effects.iter().map(|effect| effect.event.position));
+        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
+        let result = loop {
+            match self.engine.apply(changes.clone(), position).await {
+                Ok(applied) => {
+                    self.metrics.applied(&applied);
+                    break Ok(());
+                }
+                Err(EngineError::Rejected(reason)) => break Err(reason),
+                Err(EngineError::Unavailable(reason)) => {
+                    failures += 1;
+                    if failures >= SUSPECT_AFTER && self.engine.check().await.is_ok() {
+                        break Err(reason);
+                    }
+                    self.wait(&format!("the search engine: {reason}"), &mut pause).await?;
+                }
+            }
+        };
+        self.waiting.set(None);
+        if result.is_ok() {
+            let now = OffsetDateTime::now_utc();
+            for effect in effects.iter().filter(|effect| effect.change.is_some()) {
+                let lag = (now - effect.happened_at).max(time::Duration::ZERO);
+                self.metrics.findable_after(lag.unsigned_abs());
+            }
+        }
+        Ok(result)
+    }
+
+    /// The position that these events bring the index to: never back within one history.
+    fn advance(&self, positions: impl Iterator<Item = StreamPosition>) -> Option<StreamPosition> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        for position in positions {
+            *reached = match *reached {
+                Some(known) if known.epoch == position.epoch && known.sequence >= position.sequence => Some(known),
+                _ => Some(position),
+            };
+        }
+        *reached
+    }
+
+    /// Keeps an event as a dead letter, waiting for PostgreSQL when it is away.
+    async fn give_up(&self, event: &Incoming, why: GivenUp, reason: &str) -> Result<(), Interrupted> {
+        let letter = DeadLetter {
+            consumer: CONSUMER,
+            stream_epoch: event.position.epoch,
+            stream_sequence: i64::try_from(event.position.sequence).unwrap_or(i64::MAX),
+            subject: &event.subject,
+            reason,
+            deliveries: event.deliveries,
+            body: &event.body,
+        };
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = dead_letters::keep(&self.pool, &letter).await {
+            self.wait(&format!("PostgreSQL, to keep a dead letter: {error}"), &mut pause)
+                .await?;
+        }
+        self.waiting.set(None);
+        self.metrics.dead_letter(why.as_str());
+        tracing::error!(
+            subject = event.subject,
+            sequence = event.position.sequence,
+            deliveries = event.deliveries,
+            why = why.as_str(),
+            reason,
+            "an event was given up and kept as a dead letter"
+        );
+        Ok(())
+    }
+
+    async fn wait(&self, reason: &str, pause: &mut Duration) -> Result<(), Interrupted> {
+        if self.waiting.reason().is_none() {
+            tracing::warn!(reason, "indexing waits");
+        }
+        self.waiting.set(Some(reason.to_owned()));
+        tokio::select! {
+            () = self.shutdown.cancelled() => Err(Interrupted),
+            () = tokio::time::sleep(*pause) => {
+                *pause = (*pause * 2).min(LONGEST_PAUSE);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads an event; types that do not concern the index have no change.
+fn read(event: &Incoming) -> Result<Effect<'_>, UnreadableEvent> {
+    let (event_type, envelope) = Event::parse(&event.body)?;
+    let change = match event_type {
+        EventType::MessageCreated | EventType::MessageUpdated | EventType::MessageDeleted => {
+            let MessageEvent { message, version, .. } = envelope.payload()?;
+            Some(match message.content {
+                Some(content) if event_type != EventType::MessageDeleted => Change::Upsert(MessageDocument {
+                    id: message.id,
+                    workspace_id: envelope.workspaceid,
+                    chat_id: message.chat_id,
+                    sender_id: message.sender_id,
+                    content,
+                    created_at: message.created_at,
+                    version,
+                }),
+                _ => Change::Delete {
+                    id: message.id,
+                    version,
+                },
+            })
+        }
+        EventType::ChatDeleted => {
+            let ChatEvent { chat, .. } = envelope.payload()?;
+            Some(Change::DeleteChat(chat.id))
+        }
+        _ => None,
+    };
+    Ok(Effect {
+        event,
+        change,
+        happened_at: envelope.time,
+    })
+}
+
+/// The last state of each message; a chat that is deleted anywhere in the batch takes its messages along, since it never
+/// comes back.
+fn collapse(effects: &[Effect<'_>]) -> Vec<Change> {
+    let changes = || effects.iter().filter_map(|effect| effect.change.as_ref());
+    let deleted_chats: HashSet<ChatId> = changes()
+        .filter_map(|change| match change {
+            Change::DeleteChat(chat) => Some(*chat),
+            _ => None,
+        })
+        .collect();
+    let mut latest: BTreeMap<i64, (i64, &Change)> = BTreeMap::new();
+    for change in changes() {
+        let (id, version) = match change {
+            Change::Upsert(message) if deleted_chats.contains(&message.chat_id) => continue,
+            Change::Upsert(message) => (message.id.0, message.version),
+            Change::Delete { id, version } => (id.0, *version),
+            Change::DeleteChat(_) => continue,
+        };
+        if latest.get(&id).is_none_or(|(known, _)| *known < version) {
+            latest.insert(id, (version, change));
+        }
+    }
+    let mut collapsed: Vec<Change> = latest.into_values().map(|(_, change)| change.clone()).collect();
+    collapsed.extend(deleted_chats.into_iter().map(Change::DeleteChat));
+    collapsed
+}
+
+/// The epoch of an event that did not say one.
+pub const UNKNOWN_EPOCH: Uuid = Uuid::nil();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effect(event: &Incoming, change: Change) -> Effect<'_> {
+        Effect {
+            event,
+            change: Some(change),
+            happened_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn incoming(body: &str) -> Incoming {
+        Incoming {
+            position: StreamPosition::default(),
+            subject: "fechatter.1.chat.1.message.created".to_owned(),
+            deliveries: 1,
+            body: body.to_owned().into(),
+        }
+    }
+
+    fn upsert(id: i64, chat: i64, version: i64) -> Change {
+        Change::Upsert(MessageDocument {
+            id: id.into(),
+            workspace_id: 1.into(),
+            chat_id: chat.into(),
+            sender_id: 1.into(),
+            content: format!("version {version}"),
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            version,
+        })
+    }
+
+    fn delete(id: i64, version: i64) -> Change {
+        Change::Delete { id: id.into(), version }
+    }
+
+    #[test]
+    fn create_edit_and_delete_collapse_to_the_last_state() {
+        let event = incoming("");
+        let effects: Vec<_> = [
+            upsert(1, 1, 1),
+            upsert(2, 1, 1),
+            upsert(1, 1, 2),
+            delete(1, 3),
+            upsert(2, 1, 2),
+        ]
+        .into_iter()
+        .map(|change| effect(&event, change))
+        .collect();
+        assert_eq!(collapse(&effects), [delete(1, 3), upsert(2, 1, 2)]);
+        // In whatever order they come.
+        let reversed: Vec<_> = effects.into_iter().rev().collect();
+        assert_eq!(collapse(&reversed), [delete(1, 3), upsert(2, 1, 2)]);
+    }
+
+    #[test]
+    fn a_deleted_chat_takes_its_messages_along() {
+        let event = incoming("");
+        let effects: Vec<_> = [Change::DeleteChat(7.into()), upsert(1, 7, 1), upsert(2, 8, 1)]
+            .into_iter()
+            .map(|change| effect(&event, change))
+            .collect();
+        assert_eq!(collapse(&effects), [upsert(2, 8, 1), Change::DeleteChat(7.into())]);
+    }
+
+    #[test]
+    fn events_are_read_or_say_why_not() {
+        let event = Event::new(
+            EventType::MessageDeleted,
+            1.into(),
+            2,
+            OffsetDateTime::UNIX_EPOCH,
+            serde_json::json!({
+                "message": {"id": 5, "chat_id": 2, "seq": 1, "sender_id": 3, "content": null,
+                            "created_at": "2026-01-01T00:00:00Z", "edited_at": null,
+                            "deleted_at": "2026-01-02T00:00:00Z"},
+                "version": 2, "chat": {"id": 2, "name": null, "kind": "group"}
+            }),
+        );
+        let good = incoming(&serde_json::to_string(&event).unwrap());
+        assert_eq!(read(&good).unwrap().change, Some(delete(5, 2)));
+        for bad in ["", "{}", "\u{0}"] {
+            assert!(read(&incoming(bad)).is_err(), "{bad:?}");
+        }
+        let unrelated = Event::new(EventType::ReadUpdated, 1.into(), 2, OffsetDateTime::UNIX_EPOCH, ());
+        let unrelated = incoming(&serde_json::to_string(&unrelated).unwrap());
+        assert!(read(&unrelated).unwrap().change.is_none());
+    }
+}

@@ -1,0 +1,5 @@
+//! Use cases: searching, indexing, rebuilding.
+
+pub mod indexing;
+pub mod reindex;
+pub mod search;
