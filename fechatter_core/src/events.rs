@@ -24,13 +24,16 @@ pub const SESSION_SUBJECTS: &str = "fechatter.*.session.>";
 /// Key of the stream's metadata that holds its epoch, a UUID: another epoch means another history.
 pub const METADATA_EPOCH: &str = "fechatter_epoch";
 
-/// Deduplication id of JetStream: the event's id.
+/// Deduplication id of JetStream: `{event id}.{epoch}`, both without hyphens. A purged stream still remembers the ids it
+/// had, so that an event published again in a new history needs another. Consumers go by the CloudEvent's `id`.
 pub const HEADER_MESSAGE_ID: &str = "Nats-Msg-Id";
-/// Epoch of the stream's history.
+/// Epoch of the history that the event was published in. A consumer drops an event of another epoch than the stream's
+/// ([`METADATA_EPOCH`]), after asking the stream whether it has a new one: `docs/events.md` holds the whole contract.
 pub const HEADER_EPOCH: &str = "Fct-Epoch";
 /// Outbox shard of the event, `0..SHARDS`.
 pub const HEADER_SHARD: &str = "Fct-Shard";
-/// Gapless position of the event in its shard, from 1.
+/// Gapless position of the event in its shard, from 1. A consumer drops what is not above the highest it has seen of this
+/// shard in this epoch; there is never a hole above it.
 pub const HEADER_POSITION: &str = "Fct-Position";
 
 /// Number of outbox shards. Changing it needs a migration that drains the outbox first.

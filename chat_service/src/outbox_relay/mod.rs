@@ -168,3 +168,43 @@ pub fn spawn(
     });
     (task, status)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(config: &Config) -> Vec<String> {
+        let mut faults = Faults::default();
+        config.validate(&mut faults);
+        faults.into_lines()
+    }
+
+    #[test]
+    fn the_default_is_valid_and_faults_name_key_and_range() {
+        assert_eq!(faults(&Config::default()), Vec::<String>::new());
+        let wrong = Config {
+            batch: 1_001,
+            keep_days: 2,
+            ..Config::default()
+        };
+        let lines = faults(&wrong);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(
+            lines[0].starts_with("outbox.batch: 1001") && lines[0].contains("1 to 1000"),
+            "{lines:?}"
+        );
+        assert!(lines[1].starts_with("outbox.keep_days"), "{lines:?}");
+        assert!(serde_json::from_str::<Config>(r#"{"bacth": 1}"#).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_signal_before_the_wait_is_not_lost() {
+        let wake = Wake::default();
+        wake.notify(3);
+        wake.notify(3);
+        wake.notify(99);
+        wake.wait(3).await;
+        let again = tokio::time::timeout(Duration::from_millis(20), wake.wait(3)).await;
+        assert!(again.is_err(), "two signals count as one");
+    }
+}
