@@ -1,11 +1,14 @@
 //! Child processes that cannot outlive us: each is sent SIGKILL by the kernel when this process ends, however it ends.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
+pub use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::wait;
 
@@ -56,6 +59,8 @@ impl Process {
             .args(&program.args)
             .envs(program.env.iter().map(|(name, value)| (name, value)))
             .current_dir(&program.dir)
+            // A Ctrl-C in the terminal is for the launcher, which stops things in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -87,19 +92,23 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Sends a signal such as `TERM`.
-    pub fn signal(&self, signal: &str) {
-        let _ = Command::new("kill")
-            .args([format!("-{signal}"), self.child.id().to_string()])
-            .status();
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        // Fails only when it has ended already.
+        let _ = nix::sys::signal::kill(process_id(self.child.id()), signal);
     }
 
     /// The given signal, then SIGKILL for one that does not end within `patience`.
-    pub fn stop(&mut self, signal: &str, patience: Duration) {
+    pub fn stop(&mut self, signal: Signal, patience: Duration) {
         self.signal(signal);
         if wait::until(patience, "the process to end", || self.ended()).is_err() {
             self.kill();
         }
+    }
+
+    /// Where its output goes.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// The end of its log.
@@ -112,6 +121,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The pid as the system calls take it.
+pub fn process_id(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).unwrap_or(i32::MAX))
 }
 
 /// The last lines of a log file.

@@ -3,9 +3,14 @@
 //! Builds with the Rust toolchain and a C linker alone, because it is what installs everything else.
 
 pub mod child;
+pub mod http;
+pub mod install;
 pub mod nats;
+pub mod platform;
 pub mod ports;
 pub mod postgres;
 pub mod scratch;
+pub mod secrets;
+pub mod seed;
 pub mod tools;
 pub mod wait;

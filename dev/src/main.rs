@@ -1,1 +1,46 @@
-fn main() {}
+//! `cargo dev`: runs the platform, tests it, keeps what is generated current.
+
+mod lines;
+mod sqlx;
+mod test;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs Fechatter on this machine, and proves it.
+#[derive(Parser)]
+#[command(name = "cargo dev", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what is missing, builds, and runs the whole platform until Ctrl-C.
+    Up(up::Args),
+    /// Installs what is missing, then formatting, lints and all tests against real servers.
+    Test(test::Args),
+    /// Installs what is missing, and nothing else.
+    Install,
+    /// Renews `.sqlx`, what queries are checked against at build time.
+    Sqlx(sqlx::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Up(args) => up::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Install => dev::install::everything(&lines::say),
+        Command::Sqlx(args) => sqlx::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            lines::complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

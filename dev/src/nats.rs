@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::child::{Process, Program};
+use crate::child::{Process, Program, Signal};
 use crate::{ports, scratch, tools, wait};
 
 /// The services that have a user, which is their name.
@@ -92,7 +92,7 @@ impl Server {
 
     /// Ends it in an orderly way.
     pub fn stop(&mut self) {
-        self.process.stop("TERM", Duration::from_secs(10));
+        self.process.stop(Signal::SIGTERM, Duration::from_secs(10));
     }
 
     pub fn has_ended(&mut self) -> bool {

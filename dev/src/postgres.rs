@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::child::{Process, Program};
+use crate::child::{Process, Program, Signal, process_id};
 use crate::{ports, scratch, tools, wait};
 
 /// Login roles of the services and the group role (made by the migrations) that each is a member of.
@@ -154,7 +154,7 @@ impl Server {
     /// Ends it in an orderly way.
     pub fn stop(&mut self) {
         // SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
-        self.process.stop("INT", Duration::from_secs(10));
+        self.process.stop(Signal::SIGINT, Duration::from_secs(10));
     }
 
     /// Whether it has ended by itself.
@@ -302,9 +302,12 @@ fn remove_stale_pid_file(data: &Path) -> anyhow::Result<()> {
 fn kill_family(postmaster: u32) {
     let children =
         std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
-    let _ = Command::new("kill")
-        .arg("-KILL")
-        .arg(postmaster.to_string())
-        .args(children.split_whitespace())
-        .output();
+    for id in children
+        .split_whitespace()
+        .filter_map(|id| id.parse().ok())
+        .chain([postmaster])
+    {
+        // Fails only for those that have ended already.
+        let _ = nix::sys::signal::kill(process_id(id), Signal::SIGKILL);
+    }
 }

