@@ -132,11 +132,12 @@ fn merge(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
 /// Marks every place where the wanted tokens stand at the same distances from each other.
 fn mark_sequence(content: &str, tokens: &[Token], wanted: &[Token], found: &mut Vec<Range<usize>>) {
     let Some(first) = wanted.first() else { return };
-    if let [lone] = wanted {
-        if lone.kind == Kind::Gram && lone.chars() == 1 {
-            mark_lone(content, tokens, lone, found);
-            return;
-        }
+    if let [lone] = wanted
+        && lone.kind == Kind::Gram
+        && lone.chars() == 1
+    {
+        mark_lone(content, tokens, lone, found);
+        return;
     }
     // In a message every position has its token.
     let at = |i: usize, token: &Token| tokens.get(i + token.position - first.position);

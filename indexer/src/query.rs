@@ -125,10 +125,10 @@ fn take_clause<'a>(rest: &'a str, parsed: &mut ParsedQuery) -> Result<&'a str, Q
         }
         return Ok(after);
     }
-    if let Some((name, value, after)) = operator(rest) {
-        if apply(name, value, parsed)? {
-            return Ok(after);
-        }
+    if let Some((name, value, after)) = operator(rest)
+        && apply(name, value, parsed)?
+    {
+        return Ok(after);
     }
     // A quote that is never closed is a mark, not a phrase.
     let word_start = rest.trim_start_matches(is_quote);

@@ -23,9 +23,9 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Later deliveries wait longer.
 const BACKOFF: [Duration; 4] = [
     ACK_WAIT,
-    Duration::from_secs(60),
-    Duration::from_secs(120),
-    Duration::from_secs(300),
+    Duration::from_mins(1),
+    Duration::from_mins(2),
+    Duration::from_mins(5),
 ];
 /// How often the backlog is looked at.
 const MONITOR: Duration = Duration::from_secs(5);
@@ -89,12 +89,11 @@ async fn open_consumer(
     batch: usize,
 ) -> Result<(PullConsumer, bool), Ended> {
     let ack_pending = batch.saturating_mul(4);
-    if restart_from.is_some() {
-        if let Err(error) = stream.delete_consumer(CONSUMER).await {
-            if !is_absent(&error.kind()) {
-                return Err(fault("delete the consumer")(&error));
-            }
-        }
+    if restart_from.is_some()
+        && let Err(error) = stream.delete_consumer(CONSUMER).await
+        && !is_absent(&error.kind())
+    {
+        return Err(fault("delete the consumer")(&error));
     }
     let existing = match stream.consumer_info(CONSUMER).await {
         Ok(info) => Some(info),

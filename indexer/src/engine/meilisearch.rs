@@ -40,7 +40,7 @@ const FORMAT: u32 = 1;
 /// Longest wait for one answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a task; a batch whose task takes longer is sent again, which changes nothing.
-const TASK_TIMEOUT: Duration = Duration::from_secs(120);
+const TASK_TIMEOUT: Duration = Duration::from_mins(2);
 /// Pages reach this far.
 const TOTAL_HITS_MAX: usize = 10_100;
 /// Enough to sum kinds from the counts of all of a searcher's chats.
@@ -109,7 +109,6 @@ fn engine_error(error: &Error) -> EngineError {
         Error::Meilisearch(refused) if refused.error_type == ErrorType::InvalidRequest => {
             EngineError::Rejected(error.to_string())
         }
-        Error::Meilisearch(_) => EngineError::Unavailable(error.to_string()),
         // These carry the address, which is not ours to show.
         Error::MeilisearchCommunication(failed) => EngineError::Unavailable(format!("HTTP {}", failed.status_code)),
         Error::HttpError(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),

@@ -205,10 +205,10 @@ impl SearchParams {
             offset: checker.number("offset", &self.offset, 0, OFFSET_MAX).unwrap_or(0),
             q: self.q,
         };
-        if let (Some(from), Some(until)) = (request.created.from, request.created.until) {
-            if from >= until {
-                checker.fault("to", "invalid", "`to` lies before `from`");
-            }
+        if let (Some(from), Some(until)) = (request.created.from, request.created.until)
+            && from >= until
+        {
+            checker.fault("to", "invalid", "`to` lies before `from`");
         }
         if checker.0.is_empty() {
             Ok(request)

@@ -307,16 +307,16 @@ async fn senders(
         return Ok(request.sender_id.map(|sender| vec![sender]));
     }
     let names: Vec<String> = parsed.from.iter().map(|name| name.to_lowercase()).collect();
-    let mut named = access::users_named(connection, workspace, &names).await?;
+    let mut wanted = access::users_named(connection, workspace, &names).await?;
     if names.iter().any(|name| name == "me") {
-        named.push(user);
+        wanted.push(user);
     }
     if let Some(sender) = request.sender_id {
-        named.retain(|id| *id == sender);
+        wanted.retain(|id| *id == sender);
     }
-    named.sort_unstable();
-    named.dedup();
-    Ok(Some(named))
+    wanted.sort_unstable();
+    wanted.dedup();
+    Ok(Some(wanted))
 }
 
 fn answer(hits: Vec<Hit>, found: Found, scope: &Scope) -> SearchAnswer {

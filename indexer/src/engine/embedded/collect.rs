@@ -1,6 +1,6 @@
 //! One pass over the matches: the filters that posting lists do not answer, the facets, the total and the best hits.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -46,13 +46,14 @@ impl Hasher for IdHasher {
 }
 
 type IdMap<V> = HashMap<i64, V, BuildHasherDefault<IdHasher>>;
+type IdSet = HashSet<i64, BuildHasherDefault<IdHasher>>;
 
 /// Collects a query's matches.
 #[derive(Debug)]
 pub struct Matches {
     /// Allowed chats; the value says whether the chat is preferred.
     chats: Arc<IdMap<bool>>,
-    senders: Option<Arc<IdMap<()>>>,
+    senders: Option<Arc<IdSet>>,
     from: i64,
     until: i64,
     has_link: bool,
@@ -71,7 +72,7 @@ impl Matches {
             senders: query
                 .senders
                 .as_ref()
-                .map(|senders| Arc::new(senders.iter().map(|sender| (sender.0, ())).collect())),
+                .map(|senders| Arc::new(senders.iter().map(|sender| sender.0).collect())),
             from: query.created.from.map_or(i64::MIN, micros),
             until: query.created.until.map_or(i64::MAX, micros),
             has_link: query.has_link,
@@ -132,10 +133,10 @@ impl Collected {
         }
         if self.best.len() < keep {
             self.best.push(std::cmp::Reverse(ranked));
-        } else if let Some(mut worst) = self.best.peek_mut() {
-            if ranked > worst.0 {
-                worst.0 = ranked;
-            }
+        } else if let Some(mut worst) = self.best.peek_mut()
+            && ranked > worst.0
+        {
+            worst.0 = ranked;
         }
     }
 }
@@ -149,7 +150,7 @@ pub struct SegmentMatches {
     created: Column<i64>,
     link: Column<bool>,
     chats: Arc<IdMap<bool>>,
-    senders: Option<Arc<IdMap<()>>>,
+    senders: Option<Arc<IdSet>>,
     from: i64,
     until: i64,
     has_link: bool,
@@ -186,11 +187,7 @@ impl SegmentCollector for SegmentMatches {
             return;
         }
         let Some(sender) = self.sender.first(doc) else { return };
-        if self
-            .senders
-            .as_ref()
-            .is_some_and(|senders| !senders.contains_key(&sender))
-        {
+        if self.senders.as_ref().is_some_and(|senders| !senders.contains(&sender)) {
             return;
         }
         if self.has_link && self.link.first(doc) != Some(true) {

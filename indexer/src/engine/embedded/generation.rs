@@ -214,15 +214,12 @@ impl Generation {
             if known.is_some() {
                 writer.delete_term(self.fields.id_term(id));
             }
-            match change {
-                Change::Upsert(message) => {
-                    writer.add_document(self.fields.document(message))?;
-                    applied.written += 1;
-                }
-                _ => {
-                    writer.add_document(self.fields.tombstone(id, version))?;
-                    applied.deleted += 1;
-                }
+            if let Change::Upsert(message) = change {
+                writer.add_document(self.fields.document(message))?;
+                applied.written += 1;
+            } else {
+                writer.add_document(self.fields.tombstone(id, version))?;
+                applied.deleted += 1;
             }
             written.insert(id, version);
         }

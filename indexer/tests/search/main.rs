@@ -1,0 +1,6 @@
+//! The indexer as a process, against a real PostgreSQL and a real NATS.
+
+mod api;
+mod flow;
+mod recovery;
+mod world;
