@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fechatter_core::config::{Faults, Validate};
 use ipnet::IpNet;
 use observability::LogConfig;
 use serde::Deserialize;
 use service_runtime::config::{Nats, TokenCheck};
 
 use crate::routes::Class;
+
+mod validate;
 
 /// Prefix of the environment variables that overlay the file.
 pub const ENV_PREFIX: &str = "FECHATTER_GATEWAY__";
@@ -295,112 +296,4 @@ impl Config {
 /// A setting in milliseconds as a duration.
 pub const fn millis(value: u64) -> Duration {
     Duration::from_millis(value)
-}
-
-impl Validate for Config {
-    fn validate(&self, faults: &mut Faults) {
-        self.auth.validate(faults);
-        self.nats.validate(faults);
-        self.validate_tls(faults);
-        self.validate_upstreams(faults);
-        self.validate_limits(faults);
-        for class in Class::ALL {
-            let (name, limit) = (class.as_str(), self.rate_limits.of(class));
-            faults.range(&format!("rate_limits.{name}.requests"), limit.requests, 1, 100_000_000);
-            faults.range(
-                &format!("rate_limits.{name}.window_seconds"),
-                limit.window_seconds,
-                1,
-                86_400,
-            );
-        }
-        faults.range("rate_limits.keys", self.rate_limits.keys, 100, 10_000_000);
-        for origin in &self.cors.origins {
-            if !crate::cors::is_origin(origin) {
-                faults.add(
-                    "cors.origins",
-                    format_args!("{origin:?} is not an exact origin such as https://chat.example.org"),
-                );
-            }
-        }
-        faults.range("cors.max_age_seconds", self.cors.max_age_seconds, 0, 86_400);
-        faults.range("drain.delay_ms", self.drain.delay_ms, 0, 120_000);
-        faults.range("drain.timeout_ms", self.drain.timeout_ms, 0, 3_600_000);
-        faults.range("drain.stream_spread_ms", self.drain.stream_spread_ms, 0, 600_000);
-    }
-}
-
-impl Config {
-    fn validate_tls(&self, faults: &mut Faults) {
-        faults.range("tls.reload_seconds", self.tls.reload_seconds, 1, 3_600);
-        faults.range("tls.handshake_timeout_ms", self.tls.handshake_timeout_ms, 100, 60_000);
-        faults.range("tls.sessions", self.tls.sessions, 0, 1_000_000);
-        let mut complete = true;
-        for (key, path) in [("tls.certificate", &self.tls.certificate), ("tls.key", &self.tls.key)] {
-            if path.as_os_str().is_empty() {
-                faults.add(
-                    key,
-                    "must be set; `gateway dev-certificate --dir D` makes a certificate for development",
-                );
-                complete = false;
-            }
-        }
-        if complete && let Err(error) = crate::certificate::Certificates::load(&self.tls) {
-            faults.add("tls.certificate", error);
-        }
-    }
-
-    fn validate_upstreams(&self, faults: &mut Faults) {
-        let upstreams = &self.upstreams;
-        for (key, list) in [
-            ("upstreams.chat", &upstreams.chat),
-            ("upstreams.notify", &upstreams.notify),
-            ("upstreams.indexer", &upstreams.indexer),
-        ] {
-            if list.is_empty() {
-                faults.add(key, "must name at least one host:port");
-            }
-            for authority in list {
-                if !crate::upstreams::is_authority(authority) {
-                    faults.add(key, format_args!("{authority:?} is not host:port"));
-                }
-            }
-        }
-        faults.range(
-            "upstreams.health_interval_ms",
-            upstreams.health_interval_ms,
-            100,
-            60_000,
-        );
-        faults.range("upstreams.health_timeout_ms", upstreams.health_timeout_ms, 50, 30_000);
-        faults.range("upstreams.connect_timeout_ms", upstreams.connect_timeout_ms, 50, 30_000);
-        faults.range("upstreams.read_timeout_ms", upstreams.read_timeout_ms, 100, 300_000);
-        faults.range(
-            "upstreams.stream_read_timeout_ms",
-            upstreams.stream_read_timeout_ms,
-            1_000,
-            3_600_000,
-        );
-        faults.range("upstreams.idle_seconds", upstreams.idle_seconds, 1, 3_600);
-        faults.range("upstreams.idle_connections", upstreams.idle_connections, 0, 100_000);
-    }
-
-    fn validate_limits(&self, faults: &mut Faults) {
-        let limits = &self.limits;
-        faults.range("limits.uri_bytes", limits.uri_bytes, 256, 65_536);
-        faults.range("limits.header_bytes", limits.header_bytes, 1_024, 262_144);
-        faults.range("limits.header_fields", limits.header_fields, 10, 250);
-        faults.range("limits.header_timeout_ms", limits.header_timeout_ms, 100, 120_000);
-        faults.range("limits.body_timeout_ms", limits.body_timeout_ms, 100, 600_000);
-        faults.range("limits.idle_seconds", limits.idle_seconds, 1, 3_600);
-        faults.range("limits.write_seconds", limits.write_seconds, 1, 3_600);
-        faults.range("limits.connections", limits.connections, 1, 1_000_000);
-        faults.range(
-            "limits.connections_per_address",
-            limits.connections_per_address,
-            1,
-            1_000_000,
-        );
-        faults.range("limits.http2_streams", limits.http2_streams, 1, 1_000);
-    }
 }

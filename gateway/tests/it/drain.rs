@@ -8,7 +8,7 @@ use crate::support::{Gateway, Issuer, Reply, Upstream, eventually};
 async fn requests_in_flight_end_and_streams_are_closed() {
     let issuer = Issuer::start().await;
     let upstream = Upstream::with(|request| match request.target() {
-        "/events" => Reply::Events(vec![(Duration::from_secs(600), String::new())]),
+        "/events" => Reply::Events(vec![(Duration::from_mins(10), String::new())]),
         _ => Reply::Events(vec![(Duration::from_millis(800), "whole".to_owned())]),
     })
     .await;
@@ -34,7 +34,7 @@ async fn requests_in_flight_end_and_streams_are_closed() {
         .unwrap();
 
     let started = Instant::now();
-    gateway.signal("TERM");
+    gateway.signal("SIGTERM");
     eventually("readiness to say no", async || {
         let answer = reqwest::get(format!("http://{}/ready", gateway.admin)).await.ok()?;
         (answer.status() == 503).then_some(())
@@ -64,7 +64,7 @@ async fn an_idle_gateway_ends_at_once() {
         200
     );
     let started = Instant::now();
-    gateway.signal("TERM");
+    gateway.signal("SIGTERM");
     assert_eq!(gateway.exit_code().await, 0);
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
@@ -81,7 +81,7 @@ async fn an_interrupt_waits_for_nobody() {
     })
     .await;
     let started = Instant::now();
-    gateway.signal("INT");
+    gateway.signal("SIGINT");
     assert_eq!(gateway.exit_code().await, 0);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert!(pending.await.unwrap().is_err());

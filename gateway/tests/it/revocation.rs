@@ -12,11 +12,15 @@ use crate::support::{Gateway, Issuer, Upstream, eventually, problem};
 
 #[tokio::test]
 async fn tokens_of_an_ended_session_are_refused_within_a_second() {
-    let nats = tokio::task::spawn_blocking(dev::nats::Server::temporary)
+    let folder = tempfile::tempdir().unwrap();
+    let nats = start_nats(folder.path().to_owned()).await;
+    let chat = async_nats::ConnectOptions::with_user_and_password("chat".to_owned(), "c".to_owned());
+    let chat = chat
+        .custom_inbox_prefix("_INBOX_chat")
+        .connect(nats.url())
         .await
-        .unwrap()
         .unwrap();
-    let jetstream = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let jetstream = jetstream::new(chat);
     let stream = Config {
         name: STREAM.to_owned(),
         subjects: vec![SUBJECTS.to_owned()],
@@ -44,7 +48,12 @@ async fn tokens_of_an_ended_session_are_refused_within_a_second() {
     let (early, late, other) = (claims(7), claims(7), claims(7));
     // One session ended before this replica was there.
     publish(early.sid).await;
-    let gateway = Gateway::start(&issuer, &[&upstream], &[("NATS__URL", &nats.url())]).await;
+    let settings = [
+        ("NATS__URL", &*nats.url()),
+        ("NATS__USER", "gateway"),
+        ("NATS__PASSWORD", "g"),
+    ];
+    let gateway = Gateway::start(&issuer, &[&upstream], &settings).await;
     let client = gateway.http2();
     let get = async |token: &str| {
         client
@@ -79,4 +88,22 @@ async fn tokens_of_an_ended_session_are_refused_within_a_second() {
         200,
         "another session of the same user goes on"
     );
+}
+
+/// A server whose users may do what they may on the running platform.
+async fn start_nats(folder: std::path::PathBuf) -> dev::nats::Server {
+    let options = dev::nats::Options {
+        data: folder.join("data"),
+        port: dev::ports::free().unwrap(),
+        log: folder.join("nats.log"),
+        users: vec![
+            ("chat".to_owned(), "c".to_owned()),
+            ("gateway".to_owned(), "g".to_owned()),
+        ],
+        sync_always: false,
+    };
+    tokio::task::spawn_blocking(|| dev::nats::Server::start(options))
+        .await
+        .unwrap()
+        .unwrap()
 }

@@ -47,7 +47,7 @@ async fn each_event_arrives_when_it_is_sent() {
 
 #[tokio::test]
 async fn the_upstream_stream_closes_when_the_client_leaves() {
-    let (gateway, upstream, issuer) = streaming(Duration::from_secs(600), 1).await;
+    let (gateway, upstream, issuer) = streaming(Duration::from_mins(10), 1).await;
     for client in [gateway.http1(), gateway.http2()] {
         let answer = client
             .get(gateway.url("/events"))

@@ -160,7 +160,7 @@ async fn a_request_that_was_sent_is_repeated_only_when_it_may_be() {
 #[tokio::test]
 async fn a_client_that_leaves_ends_the_upstream_request() {
     let issuer = Issuer::start().await;
-    let upstream = Upstream::with(|_| Reply::Events(vec![(Duration::from_secs(600), "x".to_owned())])).await;
+    let upstream = Upstream::with(|_| Reply::Events(vec![(Duration::from_mins(10), "x".to_owned())])).await;
     let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
     let client = gateway.http1();
     let answer = client

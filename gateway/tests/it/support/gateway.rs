@@ -156,7 +156,7 @@ impl Gateway {
     }
 
     pub fn signal(&self, signal: &str) {
-        self.process.signal(signal);
+        self.process.signal(signal.parse().unwrap());
     }
 
     /// The exit code, once it has ended.

@@ -259,7 +259,7 @@ async fn read_chunks(stream: &mut TcpStream, buffer: &mut Vec<u8>, shared: &Shar
 }
 
 async fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>, shared: &Shared) -> Option<()> {
-    let mut chunk = [0; 16_384];
+    let mut chunk = vec![0; 16_384];
     match stream.read(&mut chunk).await {
         Ok(0) | Err(_) => None,
         Ok(read) => {
