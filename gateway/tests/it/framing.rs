@@ -159,3 +159,15 @@ async fn a_slow_head_and_a_slow_body_meet_their_deadlines() {
     }
     assert!(setup.upstream.bytes().is_empty());
 }
+
+#[tokio::test]
+async fn a_pipelined_request_is_left_unserved_and_the_connection_closes() {
+    let setup = setup(&[]).await;
+    let mut connection = Raw::connect(&setup.gateway).await;
+    let get = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    connection.send(get.repeat(2).as_bytes()).await;
+    let answer = connection.answer().await;
+    assert_eq!(answer.status(), Some(200));
+    assert!(answer.closed);
+    assert_eq!(setup.upstream.requests().len(), 1);
+}
