@@ -1,0 +1,81 @@
+//! The whole platform, driven as clients drive it: through the TLS gateway, nothing mocked.
+
+mod client;
+mod flow;
+
+use std::time::Duration;
+
+use dev::platform::{Platform, Service};
+
+use crate::client::Client;
+
+/// Runs an asynchronous flow against a platform.
+fn drive<T>(flow: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(flow),
+        Err(error) => panic!("no runtime: {error}"),
+    }
+}
+
+#[test]
+fn a_message_travels_to_another_screen_and_into_search() {
+    let platform = Platform::temporary(&[]).unwrap();
+    let report = drive(flow::conversation(&Client::new(&platform).unwrap())).unwrap();
+    println!(
+        "on screen after {:?}, found after {:?}",
+        report.delivered_after, report.found_after
+    );
+    assert!(report.delivered_after < Duration::from_secs(2), "{report:?}");
+    assert!(report.found_after < Duration::from_secs(5), "{report:?}");
+}
+
+#[test]
+fn the_flow_fails_at_the_step_of_the_service_that_is_missing() {
+    for (service, step) in [
+        (Service::Chat, "sign up"),
+        (Service::Notify, "events"),
+        (Service::Indexer, "search"),
+        (Service::Gateway, "sign up"),
+    ] {
+        let platform = Platform::temporary(&[service]);
+        // Readiness of the others must not hang on the missing one, except that tokens cannot be checked without keys.
+        let error = match platform {
+            Ok(platform) => drive(flow::conversation(&Client::new(&platform).unwrap())).unwrap_err(),
+            Err(error) => {
+                assert_eq!(service, Service::Chat, "{error:#}");
+                continue;
+            }
+        };
+        assert!(
+            error.contains(step),
+            "without {} the flow fails at {step}, not: {error}",
+            service.binary()
+        );
+    }
+}
+
+#[test]
+fn it_works_again_after_each_process_was_killed() {
+    let mut platform = Platform::temporary(&[]).unwrap();
+    let client = Client::new(&platform).unwrap();
+    drive(flow::conversation(&client)).unwrap();
+    for service in Service::ALL {
+        platform.kill(service);
+        platform.start_service(service).unwrap();
+        platform.wait_until_ready(service).unwrap();
+    }
+    let postgres = platform.postgres().unwrap();
+    postgres.kill();
+    postgres.restart().unwrap();
+    let nats = platform.nats().unwrap();
+    nats.kill();
+    nats.restart().unwrap();
+    drive(async {
+        client.until_healthy().await.unwrap();
+        flow::conversation(&client).await.unwrap();
+    });
+}
