@@ -36,3 +36,45 @@ pub fn router(state: AppState, health: Router) -> Router {
     let routes = Router::from(documented()).with_state(state);
     service_runtime::layers::apply(routes.merge(health))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_search_route_is_described() {
+        let document = serde_json::to_value(super::openapi()).unwrap();
+        let operation = &document["paths"]["/api/search/messages"]["get"];
+        let names: Vec<&str> = operation["parameters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|parameter| parameter["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "q",
+                "chat_id",
+                "sender_id",
+                "kind",
+                "from",
+                "to",
+                "sort",
+                "limit",
+                "offset"
+            ]
+        );
+        let sort = &operation["parameters"][6]["schema"];
+        assert!(sort.to_string().contains("newest"), "{sort}");
+        let schemas = &document["components"]["schemas"];
+        for name in [
+            "SearchResponse",
+            "SearchHit",
+            "SearchFacets",
+            "Message",
+            "ChatRef",
+            "ChatKind",
+        ] {
+            assert!(schemas[name].is_object(), "{name} is missing");
+        }
+    }
+}

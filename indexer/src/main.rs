@@ -128,7 +128,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             refresher: Some(refresher),
         },
     };
-    let health_pool = pool.clone();
+    let (health_pool, health_reindex) = (pool.clone(), Arc::clone(&reindex));
     let checks = health::Checks::default()
         .with("postgres", Status::Down, move || {
             let pool = health_pool.clone();
@@ -151,7 +151,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         .with("indexing", Status::Degraded, move || {
             let result = match indexing.waiting().reason() {
                 Some(reason) => Err(format!("waits for {reason}")),
-                None => consumer_status.check(),
+                None => consumer_status.check().and_then(|_| health_reindex.check()),
             };
             async move { result }
         });

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::config;
 use crate::engine::StreamPosition;
-use crate::services::indexing::{Incoming, UNKNOWN_EPOCH};
+use crate::services::effects::{Incoming, UNKNOWN_EPOCH};
 
 /// A delivered event and its handle for acknowledging.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use super::batch::{Delivery, Gathered, gather};
 use super::{CONSUMER, Consumer};
-use crate::services::indexing::Incoming;
+use crate::services::effects::Incoming;
 
 /// What the index is made of: messages and deleted chats of every workspace.
 const SUBJECTS: [&str; 2] = ["fechatter.*.chat.*.message.>", "fechatter.*.chat.*.chat.deleted"];
@@ -234,7 +234,7 @@ impl<'a> Session<'a> {
             otel.kind = "consumer",
             messaging.system = "nats",
             messaging.operation.name = "process",
-            messaging.operation.r#type = "process",
+            "messaging.operation.type" = "process",
             messaging.destination.name = STREAM,
             messaging.consumer.group.name = CONSUMER,
             messaging.batch.message_count = batch.len(),
@@ -328,7 +328,8 @@ impl<'a> Session<'a> {
         if let Ok(documents) = self.owner.indexing.engine().documents().await {
             self.owner.metrics.documents(documents);
         }
-        if info.num_pending == 0 {
+        // An operator who paused the consumer means it.
+        if info.num_pending == 0 || info.paused {
             self.last_delivery = Instant::now();
         }
         let silent = self.last_delivery.elapsed();

@@ -46,7 +46,7 @@ pub struct SearchParams {
     #[param(example = "2026-01-31")]
     to: String,
     /// `relevance` (the default) or `newest`.
-    #[param(value_type = Option<SortName>)]
+    #[param(value_type = Option<SortName>, inline)]
     sort: String,
     #[param(value_type = Option<i64>, minimum = 1, maximum = 100, default = 50)]
     limit: String,

@@ -91,6 +91,19 @@ impl Reindex {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// For `/health`: a note while a rebuild runs, an error after one that failed.
+    pub fn check(&self) -> Result<Option<String>, String> {
+        let progress = self.progress();
+        match progress.state {
+            State::Running => Ok(Some(format!(
+                "rebuilding, {} of {} messages",
+                progress.loaded, progress.total
+            ))),
+            State::Failed => Err(format!("the rebuild failed: {}", progress.problem.unwrap_or_default())),
+            State::Idle | State::Done => Ok(None),
+        }
+    }
+
     fn note(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
     }

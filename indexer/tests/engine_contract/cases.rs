@@ -332,3 +332,5 @@ pub async fn a_rebuild_serves_the_old_and_swaps(engine: &dyn SearchEngine) {
     engine.rebuild_abort().await.expect("aborted");
     assert_eq!(sorted(engine, "there").await, [2, 3]);
 }
+
+pub use crate::random::random_worlds_reveal_nothing_and_count_right;

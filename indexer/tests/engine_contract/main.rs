@@ -3,6 +3,7 @@
 
 mod cases;
 mod durability;
+mod random;
 
 use std::sync::Arc;
 
@@ -152,4 +153,5 @@ contract!(
     hostile_text_is_only_text,
     many_chats_are_no_burden,
     a_rebuild_serves_the_old_and_swaps,
+    random_worlds_reveal_nothing_and_count_right,
 );

@@ -56,10 +56,10 @@ async fn a_lone_message_is_findable_well_below_a_second() {
     world.settled().await;
     let mut slowest = Duration::ZERO;
     for n in 0..10 {
-        let word = format!("needle{n}x");
+        let needle = format!("needle{n}x");
         let sent = Instant::now();
-        let id = world.send(chat, owner, &word).await;
-        world.finds(owner, &word, &[id]).await;
+        let id = world.send(chat, owner, &needle).await;
+        world.finds(owner, &needle, &[id]).await;
         slowest = slowest.max(sent.elapsed());
     }
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");

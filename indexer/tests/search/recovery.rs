@@ -91,9 +91,9 @@ async fn nats_may_go_away_and_come_back() {
 }
 
 async fn health(world: &World) -> (u16, String) {
-    let answer = world.http.get(world.url("/health")).send().await.unwrap();
+    let answer = world.http.get(world.url("/health")).send().await.expect("an answer");
     let status = answer.status().as_u16();
-    let body: serde_json::Value = answer.json().await.unwrap();
+    let body: serde_json::Value = answer.json().await.expect("JSON");
     (status, body["status"].as_str().unwrap_or_default().to_owned())
 }
 
@@ -126,11 +126,11 @@ async fn a_stream_that_was_rebuilt_is_consumed_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reindex_serves_the_old_while_it_builds_and_ends_with_the_truth() {
-    let mut world = World::new().await;
+    let mut world = World::without_indexer().await;
     world.set("REINDEX__CHUNK", "20");
     world.set("REINDEX__PAUSE_MS", "50");
-    world.kill();
     world.start().await;
+    world.settled_after_start().await;
     let owner = world.workspace("acme").await;
     let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
     let known = world.send(chat, owner, "archive known").await;
@@ -202,14 +202,14 @@ async fn an_index_older_than_the_consumer_is_rebuilt() {
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
         if path.is_dir() {
             copy(&path, &target);
         } else {
-            std::fs::copy(&path, &target).unwrap();
+            std::fs::copy(&path, &target).expect("a copy");
         }
     }
 }
@@ -326,4 +326,29 @@ async fn a_stop_gives_back_what_waits_and_ends_quickly() {
             world.ask(owner, &[("q", "orderly"), ("limit", "1")]).await.1["estimated_total"] == 100
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_watchdog_makes_a_stuck_consumer_anew() {
+    let mut world = World::without_indexer().await;
+    // 40 events may be unacknowledged; a hung process holds them all for 30 s, longer than this test waits.
+    world.set("BATCH__MAX_EVENTS", "10");
+    world.set("BATCH__BACKLOG_MAX_EVENTS", "10");
+    world.set("BATCH__WATCHDOG_SECONDS", "5");
+    world.start().await;
+    world.settled_after_start().await;
+    world.kill();
+    let owner = world.workspace("acme").await;
+    let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
+    for _ in 0..60 {
+        world.send(chat, owner, "stuck").await;
+    }
+    world.take_and_hold(40).await;
+    world.start().await;
+    world
+        .eventually("all of them", async || {
+            world.ask(owner, &[("q", "stuck"), ("limit", "1")]).await.1["estimated_total"] == 60
+        })
+        .await;
+    world.settled().await;
 }

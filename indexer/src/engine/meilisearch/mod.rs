@@ -4,34 +4,32 @@
 //! made of numbers alone, so no value of a request can become filter syntax. A small index beside it keeps whether the
 //! messages are complete. One process indexes at a time: Meilisearch has no conditional writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod documents;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fechatter_core::ChatId;
 use meilisearch_sdk::client::{Client, SwapIndexes};
-use meilisearch_sdk::documents::DocumentsQuery;
+use meilisearch_sdk::documents::{DocumentDeletionQuery, DocumentsQuery};
 use meilisearch_sdk::errors::{Error, ErrorCode, ErrorType};
 use meilisearch_sdk::indexes::Index;
 use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, Selectors};
-use meilisearch_sdk::settings::{
-    FacetSortValue, FacetingSettings, MinWordSizeForTypos, PaginationSetting, Settings, TypoToleranceSettings,
-};
 use meilisearch_sdk::task_info::TaskInfo;
 use meilisearch_sdk::tasks::Task;
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use time::Date;
 use time::macros::format_description;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
-use super::{
-    Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, MessageDocument, SearchEngine,
-    Sort, StreamPosition, most_frequent,
+use self::documents::{
+    State, StoredContent, StoredId, StoredMessage, StoredVersion, collapse, filter, query_text, quoted, settings,
 };
-use crate::engine::embedded::schema::micros;
+use super::{
+    Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort,
+    StreamPosition, most_frequent,
+};
 use crate::query::TextClause;
 use crate::text::{self, Purpose};
 
@@ -41,10 +39,6 @@ const FORMAT: u32 = 1;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a task; a batch whose task takes longer is sent again, which changes nothing.
 const TASK_TIMEOUT: Duration = Duration::from_mins(2);
-/// Pages reach this far.
-const TOTAL_HITS_MAX: usize = 10_100;
-/// Enough to sum kinds from the counts of all of a searcher's chats.
-const FACET_CHATS_MAX: usize = 10_000;
 
 /// How Meilisearch is reached.
 #[derive(Debug, Clone)]
@@ -65,43 +59,6 @@ pub struct MeilisearchEngine {
     /// Held while changes are applied or indexes change places.
     changing: Mutex<()>,
     rebuilding: AtomicBool,
-}
-
-#[derive(Debug, Serialize)]
-struct StoredMessage<'a> {
-    id: String,
-    version: i64,
-    #[serde(flatten)]
-    message: Option<StoredContent<'a>>,
-}
-
-/// Absent in the mark of a deleted message, so that no search, which names a workspace, can match it.
-#[derive(Debug, Serialize)]
-struct StoredContent<'a> {
-    workspace_id: String,
-    chat_id: String,
-    sender_id: String,
-    content: &'a str,
-    created_micros: i64,
-    day: String,
-    has_link: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct StoredVersion {
-    id: String,
-    version: i64,
-}
-
-#[derive(Debug, Deserialize)]
-struct StoredId {
-    id: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct State {
-    id: String,
-    format: u32,
 }
 
 fn engine_error(error: &Error) -> EngineError {
@@ -231,7 +188,7 @@ impl MeilisearchEngine {
         }
         if !chats.is_empty() {
             let filter = format!("chat_id IN [{}]", quoted(chats.iter().map(|chat| chat.0)));
-            let mut query = meilisearch_sdk::documents::DocumentDeletionQuery::new(index);
+            let mut query = DocumentDeletionQuery::new(index);
             query.with_filter(&filter);
             tasks.push(bounded(index.delete_documents_with(&query)).await?);
         }
@@ -245,51 +202,6 @@ impl MeilisearchEngine {
         let task = bounded(self.client.delete_index(self.fresh_name())).await?;
         self.finish_tolerating(task, &[ErrorCode::IndexNotFound]).await
     }
-}
-
-impl<'a> StoredContent<'a> {
-    fn of(message: &'a MessageDocument) -> Self {
-        Self {
-            workspace_id: message.workspace_id.to_string(),
-            chat_id: message.chat_id.to_string(),
-            sender_id: message.sender_id.to_string(),
-            content: &message.content,
-            created_micros: micros(message.created_at),
-            day: message
-                .created_at
-                .to_offset(time::UtcOffset::UTC)
-                .date()
-                .format(format_description!("[year]-[month]-[day]"))
-                .unwrap_or_default(),
-            has_link: text::has_link(&message.content),
-        }
-    }
-}
-
-type Latest<'a> = BTreeMap<i64, (i64, Option<&'a MessageDocument>)>;
-
-/// The last state of each message and the chats to forget, whose messages are left out: a chat never comes back.
-fn collapse(changes: &[Change]) -> (Latest<'_>, HashSet<ChatId>) {
-    let chats: HashSet<ChatId> = changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::DeleteChat(chat) => Some(*chat),
-            _ => None,
-        })
-        .collect();
-    let mut latest = Latest::new();
-    for change in changes {
-        let (id, version, message) = match change {
-            Change::Upsert(message) if chats.contains(&message.chat_id) => continue,
-            Change::Upsert(message) => (message.id.0, message.version, Some(message)),
-            Change::Delete { id, version } => (id.0, *version, None),
-            Change::DeleteChat(_) => continue,
-        };
-        if latest.get(&id).is_none_or(|(known, _)| *known < version) {
-            latest.insert(id, (version, message));
-        }
-    }
-    (latest, chats)
 }
 
 async fn versions(index: &Index, ids: impl Iterator<Item = i64>) -> Result<HashMap<i64, i64>, EngineError> {
@@ -309,89 +221,6 @@ async fn versions(index: &Index, ids: impl Iterator<Item = i64>) -> Result<HashM
         .into_iter()
         .filter_map(|stored| Some((stored.id.parse().ok()?, stored.version)))
         .collect())
-}
-
-fn quoted(ids: impl Iterator<Item = i64>) -> String {
-    ids.map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",")
-}
-
-fn settings() -> Settings {
-    let mut settings = Settings::new()
-        .with_searchable_attributes(["content"])
-        .with_displayed_attributes(["id", "version"])
-        .with_filterable_attributes([
-            "id",
-            "workspace_id",
-            "chat_id",
-            "sender_id",
-            "created_micros",
-            "day",
-            "has_link",
-        ])
-        .with_sortable_attributes(["created_micros"])
-        // `sort` first: "newest" means newest. Without it the rest decides and recency breaks ties.
-        .with_ranking_rules([
-            "sort",
-            "words",
-            "typo",
-            "proximity",
-            "attribute",
-            "exactness",
-            "created_micros:desc",
-        ])
-        .with_pagination(PaginationSetting {
-            max_total_hits: TOTAL_HITS_MAX,
-        })
-        .with_faceting(FacetingSettings {
-            max_values_per_facet: FACET_CHATS_MAX,
-            sort_facet_values_by: Some(BTreeMap::from([("*".to_owned(), FacetSortValue::Count)])),
-        });
-    settings.typo_tolerance = Some(TypoToleranceSettings {
-        enabled: Some(true),
-        min_word_size_for_typos: Some(MinWordSizeForTypos {
-            one_typo: u8::try_from(ONE_TYPO_CHARS).ok(),
-            two_typos: u8::try_from(TWO_TYPOS_CHARS).ok(),
-        }),
-        ..TypoToleranceSettings::default()
-    });
-    settings
-}
-
-/// The query text: words without what Meilisearch would read as syntax (quotes, a leading minus), phrases in quotes.
-fn query_text(clauses: &[TextClause]) -> String {
-    clauses
-        .iter()
-        .map(|clause| match clause {
-            TextClause::Phrase(text) => format!("\"{}\"", text.replace('"', " ")),
-            TextClause::Word(text) | TextClause::Prefix(text) => {
-                text.replace('"', " ").trim_start_matches('-').to_owned()
-            }
-        })
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-fn filter(query: &EngineQuery) -> String {
-    let mut all = vec![
-        format!("workspace_id = \"{}\"", query.workspace_id),
-        format!("chat_id IN [{}]", quoted(query.chats.iter().map(|chat| chat.0))),
-    ];
-    if let Some(senders) = &query.senders {
-        all.push(format!(
-            "sender_id IN [{}]",
-            quoted(senders.iter().map(|sender| sender.0))
-        ));
-    }
-    if let Some(from) = query.created.from {
-        all.push(format!("created_micros >= {}", micros(from)));
-    }
-    if let Some(until) = query.created.until {
-        all.push(format!("created_micros < {}", micros(until)));
-    }
-    if query.has_link {
-        all.push("has_link = true".to_owned());
-    }
-    all.join(" AND ")
 }
 
 fn ids_of<K: From<i64> + Ord>(counts: Option<&HashMap<String, usize>>) -> BTreeMap<K, u64> {
@@ -539,47 +368,5 @@ impl SearchEngine for MeilisearchEngine {
         let _changing = self.changing.lock().await;
         self.rebuilding.store(false, Ordering::Release);
         self.drop_fresh().await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_clause_becomes_syntax() {
-        let clauses = [
-            TextClause::Word("-secret".to_owned()),
-            TextClause::Phrase("a \"b".to_owned()),
-            TextClause::Prefix("x\"".to_owned()),
-        ];
-        assert_eq!(query_text(&clauses), "secret \"a  b\" x ");
-    }
-
-    #[test]
-    fn the_last_state_of_a_message_wins_and_deleted_chats_take_theirs_along() {
-        let message = |id: i64, chat: i64, version| MessageDocument {
-            id: id.into(),
-            workspace_id: 1.into(),
-            chat_id: chat.into(),
-            sender_id: 1.into(),
-            content: "x".to_owned(),
-            created_at: time::OffsetDateTime::UNIX_EPOCH,
-            version,
-        };
-        let changes = [
-            Change::Upsert(message(1, 1, 2)),
-            Change::Upsert(message(1, 1, 1)),
-            Change::Upsert(message(2, 2, 1)),
-            Change::DeleteChat(2.into()),
-            Change::Delete {
-                id: 3.into(),
-                version: 2,
-            },
-        ];
-        let (latest, chats) = collapse(&changes);
-        assert_eq!(latest.keys().copied().collect::<Vec<_>>(), [1, 3]);
-        assert_eq!(latest[&1].0, 2);
-        assert!(latest[&3].1.is_none() && chats.contains(&2.into()));
     }
 }

@@ -1,0 +1,228 @@
+//! What Meilisearch is given: documents, settings, query texts and filters.
+
+use std::collections::{BTreeMap, HashSet};
+
+use fechatter_core::ChatId;
+use meilisearch_sdk::settings::{
+    FacetSortValue, FacetingSettings, MinWordSizeForTypos, PaginationSetting, Settings, TypoToleranceSettings,
+};
+use serde::{Deserialize, Serialize};
+use time::macros::format_description;
+
+use crate::engine::embedded::schema::micros;
+use crate::engine::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
+use crate::engine::{Change, EngineQuery, MessageDocument};
+use crate::query::TextClause;
+use crate::text;
+
+/// Pages reach this far.
+const TOTAL_HITS_MAX: usize = 10_100;
+/// Enough to sum kinds from the counts of all of a searcher's chats.
+const FACET_CHATS_MAX: usize = 10_000;
+
+#[derive(Debug, Serialize)]
+pub(super) struct StoredMessage<'a> {
+    pub(super) id: String,
+    pub(super) version: i64,
+    #[serde(flatten)]
+    pub(super) message: Option<StoredContent<'a>>,
+}
+
+/// Absent in the mark of a deleted message, so that no search, which names a workspace, can match it.
+#[derive(Debug, Serialize)]
+pub(super) struct StoredContent<'a> {
+    pub(super) workspace_id: String,
+    pub(super) chat_id: String,
+    pub(super) sender_id: String,
+    pub(super) content: &'a str,
+    pub(super) created_micros: i64,
+    pub(super) day: String,
+    pub(super) has_link: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StoredVersion {
+    pub(super) id: String,
+    pub(super) version: i64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StoredId {
+    pub(super) id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) id: String,
+    pub(super) format: u32,
+}
+
+impl<'a> StoredContent<'a> {
+    pub(super) fn of(message: &'a MessageDocument) -> Self {
+        Self {
+            workspace_id: message.workspace_id.to_string(),
+            chat_id: message.chat_id.to_string(),
+            sender_id: message.sender_id.to_string(),
+            content: &message.content,
+            created_micros: micros(message.created_at),
+            day: message
+                .created_at
+                .to_offset(time::UtcOffset::UTC)
+                .date()
+                .format(format_description!("[year]-[month]-[day]"))
+                .unwrap_or_default(),
+            has_link: text::has_link(&message.content),
+        }
+    }
+}
+
+pub(super) type Latest<'a> = BTreeMap<i64, (i64, Option<&'a MessageDocument>)>;
+
+/// The last state of each message and the chats to forget, whose messages are left out: a chat never comes back.
+pub(super) fn collapse(changes: &[Change]) -> (Latest<'_>, HashSet<ChatId>) {
+    let chats: HashSet<ChatId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::DeleteChat(chat) => Some(*chat),
+            _ => None,
+        })
+        .collect();
+    let mut latest = Latest::new();
+    for change in changes {
+        let (id, version, message) = match change {
+            Change::Upsert(message) if chats.contains(&message.chat_id) => continue,
+            Change::Upsert(message) => (message.id.0, message.version, Some(message)),
+            Change::Delete { id, version } => (id.0, *version, None),
+            Change::DeleteChat(_) => continue,
+        };
+        if latest.get(&id).is_none_or(|(known, _)| *known < version) {
+            latest.insert(id, (version, message));
+        }
+    }
+    (latest, chats)
+}
+
+pub(super) fn quoted(ids: impl Iterator<Item = i64>) -> String {
+    ids.map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn settings() -> Settings {
+    let mut settings = Settings::new()
+        .with_searchable_attributes(["content"])
+        .with_displayed_attributes(["id", "version"])
+        .with_filterable_attributes([
+            "id",
+            "workspace_id",
+            "chat_id",
+            "sender_id",
+            "created_micros",
+            "day",
+            "has_link",
+        ])
+        .with_sortable_attributes(["created_micros"])
+        // `sort` first: "newest" means newest. Without it the rest decides and recency breaks ties.
+        .with_ranking_rules([
+            "sort",
+            "words",
+            "typo",
+            "proximity",
+            "attribute",
+            "exactness",
+            "created_micros:desc",
+        ])
+        .with_pagination(PaginationSetting {
+            max_total_hits: TOTAL_HITS_MAX,
+        })
+        .with_faceting(FacetingSettings {
+            max_values_per_facet: FACET_CHATS_MAX,
+            sort_facet_values_by: Some(BTreeMap::from([("*".to_owned(), FacetSortValue::Count)])),
+        });
+    settings.typo_tolerance = Some(TypoToleranceSettings {
+        enabled: Some(true),
+        min_word_size_for_typos: Some(MinWordSizeForTypos {
+            one_typo: u8::try_from(ONE_TYPO_CHARS).ok(),
+            two_typos: u8::try_from(TWO_TYPOS_CHARS).ok(),
+        }),
+        ..TypoToleranceSettings::default()
+    });
+    settings
+}
+
+/// The query text: words without what Meilisearch would read as syntax (quotes, a leading minus), phrases in quotes.
+pub(super) fn query_text(clauses: &[TextClause]) -> String {
+    clauses
+        .iter()
+        .map(|clause| match clause {
+            TextClause::Phrase(text) => format!("\"{}\"", text.replace('"', " ")),
+            TextClause::Word(text) | TextClause::Prefix(text) => {
+                text.replace('"', " ").trim_start_matches('-').to_owned()
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+pub(super) fn filter(query: &EngineQuery) -> String {
+    let mut all = vec![
+        format!("workspace_id = \"{}\"", query.workspace_id),
+        format!("chat_id IN [{}]", quoted(query.chats.iter().map(|chat| chat.0))),
+    ];
+    if let Some(senders) = &query.senders {
+        all.push(format!(
+            "sender_id IN [{}]",
+            quoted(senders.iter().map(|sender| sender.0))
+        ));
+    }
+    if let Some(from) = query.created.from {
+        all.push(format!("created_micros >= {}", micros(from)));
+    }
+    if let Some(until) = query.created.until {
+        all.push(format!("created_micros < {}", micros(until)));
+    }
+    if query.has_link {
+        all.push("has_link = true".to_owned());
+    }
+    all.join(" AND ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_clause_becomes_syntax() {
+        let clauses = [
+            TextClause::Word("-secret".to_owned()),
+            TextClause::Phrase("a \"b".to_owned()),
+            TextClause::Prefix("x\"".to_owned()),
+        ];
+        assert_eq!(query_text(&clauses), "secret \"a  b\" x ");
+    }
+
+    #[test]
+    fn the_last_state_of_a_message_wins_and_deleted_chats_take_theirs_along() {
+        let message = |id: i64, chat: i64, version| MessageDocument {
+            id: id.into(),
+            workspace_id: 1.into(),
+            chat_id: chat.into(),
+            sender_id: 1.into(),
+            content: "x".to_owned(),
+            created_at: time::OffsetDateTime::UNIX_EPOCH,
+            version,
+        };
+        let changes = [
+            Change::Upsert(message(1, 1, 2)),
+            Change::Upsert(message(1, 1, 1)),
+            Change::Upsert(message(2, 2, 1)),
+            Change::DeleteChat(2.into()),
+            Change::Delete {
+                id: 3.into(),
+                version: 2,
+            },
+        ];
+        let (latest, chats) = collapse(&changes);
+        assert_eq!(latest.keys().copied().collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(latest[&1].0, 2);
+        assert!(latest[&3].1.is_none() && chats.contains(&2.into()));
+    }
+}
