@@ -1,0 +1,435 @@
+//! The streams of this process, who may see what, and the newest events.
+//!
+//! One lock holds all of it, so that joining is atomic with the look at the newest events (nothing missed, nothing twice)
+//! and every event meets one state of membership. Nothing waits while it is held.
+
+mod connection;
+mod membership;
+mod ring;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fechatter_core::{UserId, WorkspaceId};
+use uuid::Uuid;
+
+pub use connection::{Connection, End};
+pub use membership::{Change, Reading};
+pub use ring::{Entry, Scope};
+
+use crate::config::{Streams, Window};
+use crate::frame::{self, Cursor, GapReason};
+use membership::Directory;
+use ring::Ring;
+
+/// How long an ended session is remembered: longer than any access token lives.
+const REVOKED_KEPT: Duration = Duration::from_secs(3_700);
+/// How far behind another process of ours this one can be, in events.
+const BEHIND_MAX: u64 = 1_000_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Hub {
+    inner: Mutex<Inner>,
+    streams: AtomicUsize,
+    settings: Streams,
+    replay_max: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The stream's history; none until the process has caught up with the stream for the first time.
+    epoch: Option<Uuid>,
+    /// The stream's sequence of the newest event that was looked at.
+    position: u64,
+    caught_up: bool,
+    ring: Ring,
+    directory: Directory,
+    revoked: HashMap<Uuid, Instant>,
+}
+
+/// A client that wants a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Join {
+    pub user: UserId,
+    pub workspace: WorkspaceId,
+    pub session: Uuid,
+    pub cursor: Option<Cursor>,
+    /// A cursor was given that is not one of ours.
+    pub unreadable_cursor: bool,
+}
+
+/// A stream that has begun.
+#[derive(Debug)]
+pub struct Joined {
+    pub connection: Arc<Connection>,
+    /// The control event, what was missed, `caught_up`.
+    pub backlog: Vec<Bytes>,
+}
+
+/// Why a stream cannot begin now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The user's chats have to be read first.
+    NotRead,
+    /// The process has not caught up with the stream yet.
+    NotReady,
+    /// The session has ended.
+    Revoked,
+    /// The process has as many streams as it may.
+    Full,
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(settings: Streams, window: &Window) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(Inner {
+                epoch: None,
+                position: 0,
+                caught_up: false,
+                ring: Ring::new(window.max_events, window.max_bytes),
+                directory: Directory::default(),
+                revoked: HashMap::new(),
+            }),
+            streams: AtomicUsize::new(0),
+            settings,
+            replay_max: window.replay_max,
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How streams are served.
+    pub const fn settings(&self) -> &Streams {
+        &self.settings
+    }
+
+    /// Streams open now.
+    pub fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Events and bytes in memory, users known.
+    pub fn size(&self) -> (usize, usize, usize) {
+        let inner = self.inner();
+        let (events, bytes) = inner.ring.size();
+        (events, bytes, inner.directory.users.len())
+    }
+
+    /// Where this process is; none before it has caught up.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.inner().cursor()
+    }
+
+    /// Whether streams can begin.
+    pub fn is_ready(&self) -> bool {
+        self.inner().caught_up
+    }
+
+    /// Begins a stream.
+    pub fn join(&self, join: &Join) -> Result<Joined, Refusal> {
+        let mut inner = self.inner();
+        if !inner.caught_up {
+            return Err(Refusal::NotReady);
+        }
+        if inner.revoked.contains_key(&join.session) {
+            return Err(Refusal::Revoked);
+        }
+        if self.streams() >= self.settings.max {
+            return Err(Refusal::Full);
+        }
+        let position = inner.cursor().ok_or(Refusal::NotReady)?;
+        let (backlog, after) = inner.backlog(join, position, self.replay_max).ok_or(Refusal::NotRead)?;
+        let Some(known) = inner.directory.users.get_mut(&join.user) else {
+            return Err(Refusal::NotRead);
+        };
+        if known.connections.len() >= self.settings.max_of_user {
+            known.connections.remove(0).end(End::Rotated, None);
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+        let connection = Arc::new(Connection::new(
+            join.user,
+            join.workspace,
+            join.session,
+            after,
+            self.settings.queue_bytes,
+        ));
+        known.connections.push(Arc::clone(&connection));
+        known.idle_since = None;
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Ok(Joined { connection, backlog })
+    }
+
+    /// A stream is over.
+    pub fn leave(&self, connection: &Arc<Connection>) {
+        let mut inner = self.inner();
+        let Some(known) = inner.directory.users.get_mut(&connection.user) else {
+            return;
+        };
+        let before = known.connections.len();
+        known.connections.retain(|other| !Arc::ptr_eq(other, connection));
+        self.streams
+            .fetch_sub(before - known.connections.len(), Ordering::Relaxed);
+        if known.connections.is_empty() {
+            known.connections = Vec::new();
+            known.idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Begins reading a user's chats.
+    pub fn begin_reading(&self, user: UserId) -> u64 {
+        self.inner().directory.begin_reading(user)
+    }
+
+    /// Ends it without a result.
+    pub fn abort_reading(&self, user: UserId, mark: u64) {
+        self.inner().directory.end_reading(user, mark);
+    }
+
+    /// Ends it with what was read; `false` when it has to be repeated.
+    pub fn end_reading(&self, user: UserId, workspace: WorkspaceId, mark: u64, reading: &Reading) -> bool {
+        let mut inner = self.inner();
+        let since = inner.directory.end_reading(user, mark);
+        // Somebody else was quicker: what they read has followed the events since.
+        inner.directory.users.contains_key(&user) || inner.directory.learn(user, workspace, reading, &since)
+    }
+
+    /// All known users, to be read again.
+    pub fn known_users(&self) -> Vec<UserId> {
+        self.inner().directory.users.keys().copied().collect()
+    }
+
+    /// Replaces what is known of these users; only while no event is being applied.
+    pub fn relearn(&self, users: &[UserId], reading: &Reading) {
+        let mut by_user: HashMap<UserId, Vec<_>> = HashMap::new();
+        for membership in &reading.memberships {
+            by_user.entry(membership.user).or_default().push(*membership);
+        }
+        let mut inner = self.inner();
+        for user in users {
+            let Some(workspace) = inner.directory.users.get(user).map(|known| known.workspace) else {
+                continue;
+            };
+            let reading = Reading {
+                memberships: by_user.remove(user).unwrap_or_default(),
+                at: reading.at,
+            };
+            inner.directory.learn(*user, workspace, &reading, &[]);
+        }
+    }
+
+    /// Ends what is known of users whose membership is in doubt; they come back and are read again.
+    pub fn forget(&self, users: &[UserId]) {
+        let mut inner = self.inner();
+        for user in users {
+            let connections = inner.directory.forget(*user);
+            self.end_all(connections, End::Rotated, None);
+        }
+    }
+
+    fn end_all(&self, connections: Vec<Arc<Connection>>, end: End, last: Option<&Bytes>) {
+        self.streams.fetch_sub(connections.len(), Ordering::Relaxed);
+        for connection in connections {
+            connection.end(end, last.cloned());
+        }
+    }
+
+    /// A new history begins after `position`.
+    pub fn begin_history(&self, epoch: Uuid, position: u64) {
+        let mut inner = self.inner();
+        let changed = inner.epoch.replace(epoch).is_some();
+        inner.restart(position);
+        if changed {
+            inner.tell_gap(GapReason::HistoryChanged);
+        }
+    }
+
+    /// Events were lost before the one after `position`.
+    pub fn lost_events(&self, position: u64) {
+        let mut inner = self.inner();
+        inner.restart(position);
+        inner.tell_gap(GapReason::EventsLost);
+    }
+
+    /// The process has seen what the stream held when it began.
+    pub fn set_caught_up(&self) {
+        self.inner().caught_up = true;
+    }
+
+    /// Moves on past an event that nobody gets.
+    pub fn advance(&self, sequence: u64) {
+        let mut inner = self.inner();
+        inner.position = inner.position.max(sequence);
+    }
+
+    /// Applies what an event changes and delivers it. `verified` were asked for in the database, of whom `absent` are not
+    /// members; the error lists further users to be asked for.
+    pub fn publish(
+        &self,
+        entry: Entry,
+        change: &Change,
+        verified: &HashSet<UserId>,
+        absent: &HashSet<UserId>,
+    ) -> Result<usize, Vec<UserId>> {
+        let mut inner = self.inner();
+        let doubtful = inner.directory.doubtful(change, verified);
+        if !doubtful.is_empty() {
+            return Err(doubtful);
+        }
+        inner.directory.note(change);
+        match change {
+            Change::Joined {
+                chat, users, version, ..
+            } => inner.directory.join(*chat, users, *version, absent),
+            Change::Deleted { chat } => inner.directory.delete(*chat),
+            Change::Left { .. } | Change::None => {}
+        }
+        inner.position = inner.position.max(entry.sequence);
+        let mut deliveries = 0;
+        inner.directory.visit(entry.workspace, entry.scope, |_, known| {
+            for connection in known.connections.iter().filter(|c| c.after < entry.sequence) {
+                connection.push(&entry.frame);
+                deliveries += 1;
+            }
+        });
+        if let Change::Left { chat, user, version } = change {
+            inner.directory.leave(*chat, *user, *version);
+        }
+        inner.ring.push(entry);
+        Ok(deliveries)
+    }
+
+    /// Ends the streams of a session, and remembers it.
+    pub fn revoke_session(&self, user: UserId, session: Uuid) {
+        let mut inner = self.inner();
+        inner.revoked.insert(session, Instant::now());
+        let Some(known) = inner.directory.users.get_mut(&user) else {
+            return;
+        };
+        let (ended, left) = std::mem::take(&mut known.connections)
+            .into_iter()
+            .partition(|connection| connection.session == session);
+        known.connections = left;
+        if known.connections.is_empty() {
+            known.idle_since = Some(Instant::now());
+        }
+        self.end_all(ended, End::Reauth, Some(&frame::reauth("session_revoked")));
+    }
+
+    /// Ends all streams of a user who may not come back.
+    pub fn deactivate(&self, user: UserId) {
+        let connections = self.inner().directory.forget(user);
+        self.end_all(connections, End::Reauth, Some(&frame::reauth("deactivated")));
+    }
+
+    /// Forgets ended sessions and people without a stream whose time is over.
+    pub fn sweep(&self) {
+        let mut inner = self.inner();
+        let now = Instant::now();
+        inner.revoked.retain(|_, at| now.duration_since(*at) < REVOKED_KEPT);
+        let linger = Duration::from_secs(self.settings.linger_seconds);
+        let idle: Vec<UserId> = inner
+            .directory
+            .users
+            .iter()
+            .filter(|(_, known)| {
+                known
+                    .idle_since
+                    .is_some_and(|since| now.duration_since(since) >= linger)
+            })
+            .map(|(user, _)| *user)
+            .collect();
+        for user in idle {
+            inner.directory.forget(user);
+        }
+    }
+
+    /// Every open stream.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        let inner = self.inner();
+        inner
+            .directory
+            .users
+            .values()
+            .flat_map(|known| known.connections.iter().cloned())
+            .collect()
+    }
+}
+
+impl Inner {
+    fn cursor(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor {
+            epoch,
+            sequence: self.position,
+        })
+    }
+
+    fn restart(&mut self, position: u64) {
+        self.position = position;
+        self.ring.reset(position);
+    }
+
+    fn tell_gap(&self, reason: GapReason) {
+        let Some(cursor) = self.cursor() else { return };
+        let frame = frame::gap(cursor, reason);
+        for known in self.directory.users.values() {
+            for connection in &known.connections {
+                connection.push(&frame);
+            }
+        }
+    }
+
+    /// What a stream begins with and the sequence that it has then; `None` when the user is not known.
+    fn backlog(&self, join: &Join, position: Cursor, replay_max: usize) -> Option<(Vec<Bytes>, u64)> {
+        let known = self.directory.users.get(&join.user)?;
+        let gap = |reason| {
+            Some((
+                vec![frame::gap(position, reason), frame::caught_up(position)],
+                position.sequence,
+            ))
+        };
+        let Some(cursor) = join.cursor else {
+            return if join.unreadable_cursor {
+                gap(GapReason::UnknownCursor)
+            } else {
+                Some((
+                    vec![frame::ready(position), frame::caught_up(position)],
+                    position.sequence,
+                ))
+            };
+        };
+        if cursor.epoch != position.epoch {
+            return gap(GapReason::HistoryChanged);
+        }
+        if cursor.sequence > position.sequence.saturating_add(BEHIND_MAX) {
+            return gap(GapReason::UnknownCursor);
+        }
+        let Some(missed) = self.ring.after(cursor.sequence) else {
+            return gap(GapReason::Expired);
+        };
+        let mut backlog = vec![Bytes::new()];
+        backlog.extend(
+            missed
+                .filter(|entry| known.may_get(join.user, entry.workspace, entry.scope))
+                .map(|entry| entry.frame.clone())
+                .take(replay_max + 1),
+        );
+        let count = backlog.len() - 1;
+        if count > replay_max {
+            return gap(GapReason::TooMany);
+        }
+        let reached = Cursor {
+            sequence: position.sequence.max(cursor.sequence),
+            ..position
+        };
+        backlog[0] = frame::resumed(count);
+        backlog.push(frame::caught_up(reached));
+        Some((backlog, reached.sequence))
+    }
+}

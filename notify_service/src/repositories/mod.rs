@@ -1,0 +1,4 @@
+//! The SQL of this service; it only reads, but for dead letters.
+
+pub mod health;
+pub mod memberships;

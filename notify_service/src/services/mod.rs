@@ -1,0 +1,4 @@
+//! Use cases.
+
+pub mod readings;
+pub mod upkeep;

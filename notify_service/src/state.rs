@@ -1,0 +1,17 @@
+//! What handlers share.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use service_runtime::auth::Authenticator;
+
+use crate::hub::Hub;
+use crate::services::readings::Readings;
+
+/// State of the routes.
+#[derive(Debug, Clone, FromRef)]
+pub struct AppState {
+    pub authenticator: Authenticator,
+    pub hub: Arc<Hub>,
+    pub readings: Readings,
+}
