@@ -184,6 +184,11 @@ impl Platform {
 
     /// The platform in a temporary folder on free ports, for tests. `without` names services that are not started.
     pub fn temporary(without: &[Service]) -> anyhow::Result<Self> {
+        Self::temporary_with(without, &[])
+    }
+
+    /// Like [`Self::temporary`], with more environment for every service.
+    pub fn temporary_with(without: &[Service], env: &[(&str, &str)]) -> anyhow::Result<Self> {
         let folder = scratch::folder()?;
         postgres::open_for_all(folder.path())?;
         let options = Options {
@@ -194,7 +199,10 @@ impl Platform {
             nats_url: None,
             fsync: false,
             without: without.to_vec(),
-            env: Vec::new(),
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         let mut platform = Self::start(options, &|_| {})?;
         platform.folder = Some(folder);

@@ -1,7 +1,9 @@
 //! The whole platform, driven as clients drive it: through the TLS gateway, nothing mocked.
 
 mod client;
+mod collector;
 mod flow;
+mod trace;
 
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use dev::platform::{Platform, Service};
 use crate::client::Client;
 
 /// Runs an asynchronous flow against a platform.
-fn drive<T>(flow: impl Future<Output = T>) -> T {
+pub fn drive<T>(flow: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
