@@ -1,7 +1,4 @@
-//! Search: the JetStream consumer that keeps an engine up to date, and the search API.
-//!
-//! `handlers` → `services` → `repositories`; the consumer calls services too. `engine` is the one trait, with two real
-//! implementations. Nothing here writes to PostgreSQL but dead letters, and nothing in the index decides who sees what.
+#![doc = include_str!("../README.md")]
 
 pub mod config;
 pub mod consumer;
