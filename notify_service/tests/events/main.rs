@@ -1,0 +1,4 @@
+//! Streams of real processes against real servers; events are published the way chat_service's relay does.
+
+mod delivery;
+mod world;

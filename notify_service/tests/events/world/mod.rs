@@ -1,0 +1,207 @@
+//! A whole small world for one test: PostgreSQL, NATS with the users and the stream of a real platform, a JWKS endpoint,
+//! and notify_service as real processes.
+
+mod client;
+mod writes;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use dev::child::{Process, Program};
+use dev::postgres::TestDatabase;
+use fechatter_core::events::{METADATA_EPOCH, STREAM, SUBJECTS};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+pub use client::{Frame, Sse};
+pub use writes::{Chat, Publisher, User};
+
+/// Longest wait for a state that must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running world.
+pub struct World {
+    pub pool: PgPool,
+    database: TestDatabase,
+    pub nats: dev::nats::Server,
+    pub publisher: Publisher,
+    signing: Vec<u8>,
+    jwks_url: String,
+    folder: tempfile::TempDir,
+    pub http: reqwest::Client,
+}
+
+/// A running notify_service.
+pub struct Notify {
+    pub port: u16,
+    pub admin_port: u16,
+    log: PathBuf,
+    pub process: Process,
+}
+
+impl Notify {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn log(&self) -> String {
+        dev::child::log_tail(&self.log)
+    }
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::on(dev::postgres::Server::shared()).await
+    }
+
+    /// A world on a PostgreSQL server of the test's own.
+    pub async fn on(server: &dev::postgres::Server) -> Self {
+        let database = server.database().expect("a database");
+        let pool = PgPool::connect(&database.owner_url()).await.expect("a connection");
+        migrations::MIGRATOR.run(&pool).await.expect("the schema");
+        let folder = dev::scratch::folder().expect("a folder");
+        let nats = dev::nats::Server::start(dev::nats::Options {
+            data: folder.path().join("nats"),
+            port: dev::ports::free().expect("a port"),
+            log: folder.path().join("nats.log"),
+            users: dev::nats::USERS
+                .map(|user| (user.to_owned(), format!("{user}-password")))
+                .to_vec(),
+            sync_always: false,
+        })
+        .expect("a NATS server");
+        let pair = Ed25519KeyPair::generate().expect("a key");
+        let x = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+        let jwks =
+            json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "k1", "x": x}]});
+        let mut world = Self {
+            publisher: Publisher::new(connect(&nats).await),
+            pool,
+            database,
+            nats,
+            signing: pair.to_pkcs8().expect("a key").as_ref().to_vec(),
+            jwks_url: serve_jwks(jwks).await,
+            folder,
+            http: reqwest::Client::new(),
+        };
+        world.make_stream().await;
+        world
+    }
+
+    /// Makes the stream, with a history of its own.
+    pub async fn make_stream(&mut self) {
+        let epoch = Uuid::now_v7();
+        self.publisher.begin(epoch);
+        self.publisher
+            .context
+            .create_stream(stream::Config {
+                name: STREAM.to_owned(),
+                subjects: vec![SUBJECTS.to_owned()],
+                metadata: HashMap::from([(METADATA_EPOCH.to_owned(), epoch.to_string())]),
+                allow_direct: true,
+                ..stream::Config::default()
+            })
+            .await
+            .expect("the stream");
+    }
+
+    /// Starts a notify_service and waits until it is ready.
+    pub async fn notify(&self, settings: &[(&str, &str)]) -> Notify {
+        let notify = self.launch(settings);
+        self.ready(&notify).await;
+        notify
+    }
+
+    /// Starts a notify_service.
+    pub fn launch(&self, settings: &[(&str, &str)]) -> Notify {
+        let (port, admin_port) = (dev::ports::free().expect("a port"), dev::ports::free().expect("a port"));
+        let log = self.folder.path().join(format!("notify-{port}.log"));
+        let own = [
+            ("LISTEN", format!("127.0.0.1:{port}")),
+            ("ADMIN_LISTEN", format!("127.0.0.1:{admin_port}")),
+            ("DATABASE__URL", self.database.url("notify")),
+            ("NATS__URL", self.nats.url()),
+            ("NATS__USER", "notify".to_owned()),
+            ("NATS__PASSWORD", "notify-password".to_owned()),
+            ("AUTH__JWKS_URL", self.jwks_url.clone()),
+            ("DRAIN_SECONDS", "3".to_owned()),
+        ];
+        let given = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let process = Process::start(&Program {
+            name: "notify_service".to_owned(),
+            path: PathBuf::from(env!("CARGO_BIN_EXE_notify_service")),
+            args: Vec::new(),
+            env: own
+                .into_iter()
+                .chain(given)
+                .map(|(name, value)| (format!("FECHATTER_NOTIFY__{name}"), value))
+                .collect(),
+            log: log.clone(),
+            user: None,
+            dir: self.folder.path().to_owned(),
+        })
+        .expect("notify_service");
+        Notify {
+            port,
+            admin_port,
+            log,
+            process,
+        }
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self, notify: &Notify) {
+        let url = format!("http://127.0.0.1:{}/ready", notify.admin_port);
+        eventually(&format!("{url}\n{}", notify.log()), async || {
+            let answer = self.http.get(&url).send().await;
+            answer.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    /// `/health` of a process.
+    pub async fn health(&self, notify: &Notify) -> Value {
+        let answer = self.http.get(notify.url("/health")).send().await.expect("an answer");
+        answer.json().await.expect("JSON")
+    }
+
+    /// `/metrics` of a process.
+    pub async fn metrics(&self, notify: &Notify) -> String {
+        let url = format!("http://127.0.0.1:{}/metrics", notify.admin_port);
+        let answer = self.http.get(url).send().await.expect("an answer");
+        answer.text().await.expect("text")
+    }
+}
+
+/// Connects as chat_service.
+async fn connect(nats: &dev::nats::Server) -> jetstream::Context {
+    let config = service_runtime::config::Nats {
+        url: nats.url(),
+        user: Some("chat".to_owned()),
+        password: Some("chat-password".into()),
+        stream_replicas: 1,
+    };
+    jetstream::new(service_runtime::nats::connect(&config, "chat").await.expect("NATS"))
+}
+
+async fn serve_jwks(document: Value) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/jwks", listener.local_addr().expect("an address"));
+    let router = axum::Router::new().route("/jwks", axum::routing::get(async move || axum::Json(document)));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+/// Waits for a state that must come, with a bound.
+pub async fn eventually(what: &str, state: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !state().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
