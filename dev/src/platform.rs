@@ -169,15 +169,19 @@ impl Platform {
         platform.start_nats(say)?;
         platform.migrate(say)?;
         platform.make_keys()?;
-        for service in Service::ALL {
-            if !platform.options.without.contains(&service) {
-                platform.start_service(service)?;
+        let wanted: Vec<Service> =
+            Service::ALL.into_iter().filter(|service| !platform.options.without.contains(service)).collect();
+        // The edge last: what it finds unhealthy at its first look it leaves alone for a while.
+        let (edge, inner): (Vec<Service>, Vec<Service>) =
+            wanted.into_iter().partition(|service| *service == Service::Gateway);
+        for services in [inner, edge] {
+            for service in &services {
+                platform.start_service(*service)?;
             }
-        }
-        let started: Vec<Service> = platform.services.keys().copied().collect();
-        for service in started {
-            say(&format!("waiting for {}", service.binary()));
-            platform.wait_until_ready(service)?;
+            for service in services {
+                say(&format!("waiting for {}", service.binary()));
+                platform.wait_until_ready(service)?;
+            }
         }
         Ok(platform)
     }

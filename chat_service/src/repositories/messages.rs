@@ -100,8 +100,9 @@ impl Messages<'_> {
                            'message', json_build_object(
                                'id', message.id, 'chat_id', message.chat_id, 'seq', message.seq,
                                'sender_id', message.sender_id, 'content', message.content,
-                               'created_at', to_char(message.created_at AT TIME ZONE 'UTC',
-                                                     'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                               -- As Rust writes it: no zeros at the end of the fraction.
+                               'created_at', rtrim(rtrim(to_char(message.created_at AT TIME ZONE 'UTC',
+                                                                 'YYYY-MM-DD"T"HH24:MI:SS.US'), '0'), '.') || 'Z',
                                'edited_at', NULL, 'deleted_at', NULL),
                            'version', message.version,
                            'chat', json_build_object('id', chat.id, 'name', chat.name, 'kind', chat.kind)),
