@@ -1,5 +1,6 @@
 //! Child processes that cannot outlive us: each is sent SIGKILL by the kernel when this process ends, however it ends.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +11,7 @@ use anyhow::Context;
 pub use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::wait;
+use crate::{tools, wait};
 
 /// A running program.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    status: Option<ExitStatus>,
 }
 
 /// What to run.
@@ -44,17 +46,17 @@ impl Process {
             .open(&program.log)
             .with_context(|| format!("cannot write {}", program.log.display()))?;
         // setpriv is part of util-linux, which every Debian has. The kernel watches the thread that forks, so one that
-        // lives as long as the process does it.
+        // lives as long as the process does it. The shell refuses to go on when we died before the kernel watched.
         let mut command = Command::new("setpriv");
         if let Some(user) = &program.user {
-            command.args([
-                format!("--reuid={user}"),
-                format!("--regid={user}"),
-                "--init-groups".to_owned(),
-            ]);
+            command.args(tools::become_user(user)?);
         }
         command
-            .args(["--pdeathsig", "KILL", "--"])
+            .args(["--pdeathsig", "KILL", "--", "sh", "-c"])
+            .args([
+                r#"[ "$PPID" = "$0" ] || exit 1; exec "$@""#,
+                &std::process::id().to_string(),
+            ])
             .arg(&program.path)
             .args(&program.args)
             .envs(program.env.iter().map(|(name, value)| (name, value)))
@@ -69,6 +71,7 @@ impl Process {
             name: program.name.clone(),
             child,
             log: program.log.clone(),
+            status: None,
         })
     }
 
@@ -82,28 +85,40 @@ impl Process {
 
     /// The exit status, once it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
     }
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        // Fails only when it has ended already.
+        // Both fail only when it has ended already.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.status = self.child.wait().ok().or(self.status);
     }
 
-    /// Sends a signal.
+    /// Sends a signal, unless it is known to have ended: its pid may be another's by now.
     pub fn signal(&self, signal: Signal) {
-        // Fails only when it has ended already.
-        let _ = nix::sys::signal::kill(process_id(self.child.id()), signal);
+        if self.status.is_none() {
+            // Fails only when it has ended already.
+            let _ = nix::sys::signal::kill(process_id(self.child.id()), signal);
+        }
     }
 
     /// The given signal, then SIGKILL for one that does not end within `patience`.
     pub fn stop(&mut self, signal: Signal, patience: Duration) {
         self.signal(signal);
-        if wait::until(patience, "the process to end", || self.ended()).is_err() {
+        self.end_within(patience);
+    }
+
+    /// SIGKILL, unless it ends by itself within `patience`; says whether it did.
+    pub fn end_within(&mut self, patience: Duration) -> bool {
+        let ended = wait::until(patience, "the process to end", || self.ended()).is_ok();
+        if !ended {
             self.kill();
         }
+        ended
     }
 
     /// Where its output goes.
@@ -130,7 +145,15 @@ pub fn process_id(id: u32) -> Pid {
 
 /// The last lines of a log file.
 pub fn log_tail(path: &Path) -> String {
-    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    const BYTES: u64 = 16 << 10;
+    let mut end = Vec::new();
+    if let Ok(mut file) = std::fs::File::open(path) {
+        let length = file.metadata().map_or(0, |meta| meta.len());
+        // A file that cannot be read has no last lines.
+        let _ = file.seek(SeekFrom::Start(length.saturating_sub(BYTES)));
+        let _ = file.take(BYTES).read_to_end(&mut end);
+    }
+    let text = String::from_utf8_lossy(&end).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
 }

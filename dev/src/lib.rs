@@ -9,6 +9,7 @@ pub mod nats;
 pub mod platform;
 pub mod ports;
 pub mod postgres;
+pub mod psql;
 pub mod scratch;
 pub mod secrets;
 pub mod seed;

@@ -1,7 +1,9 @@
 //! A NATS server with JetStream of our own, one user per service with no more rights than it needs.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -119,9 +121,7 @@ impl Server {
 
 fn launch(options: &Options) -> anyhow::Result<Process> {
     let path = options.data.join("nats.conf");
-    std::fs::write(&path, configuration(options)).with_context(|| format!("cannot write {}", path.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&path, mode)?;
+    write_private(&path, &configuration(options)).with_context(|| format!("cannot write {}", path.display()))?;
     Process::start(&Program {
         name: "nats-server".to_owned(),
         path: tools::nats_server()?,
@@ -131,6 +131,17 @@ fn launch(options: &Options) -> anyhow::Result<Process> {
         user: None,
         dir: options.data.clone(),
     })
+}
+
+/// Writes a file that holds secrets.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// The server's configuration file.

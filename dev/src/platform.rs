@@ -169,8 +169,10 @@ impl Platform {
         platform.start_nats(say)?;
         platform.migrate(say)?;
         platform.make_keys()?;
-        let wanted: Vec<Service> =
-            Service::ALL.into_iter().filter(|service| !platform.options.without.contains(service)).collect();
+        let wanted: Vec<Service> = Service::ALL
+            .into_iter()
+            .filter(|service| !platform.options.without.contains(service))
+            .collect();
         // The edge last: what it finds unhealthy at its first look it leaves alone for a while.
         let (edge, inner): (Vec<Service>, Vec<Service>) =
             wanted.into_iter().partition(|service| *service == Service::Gateway);

@@ -12,8 +12,31 @@ pub const NATS_VERSION: &str = "2.15.1";
 /// Oldest nats-server that will do: Debian's 2.9 lacks what deduplication needs.
 pub const NATS_MIN: (u32, u32) = (2, 12);
 
-/// Folder of PostgreSQL's server programs (`initdb`, `postgres`, `psql`), newest first.
+/// Folder of the newest PostgreSQL's programs (`initdb`, `postgres`, `psql`).
 pub fn postgres_bin() -> anyhow::Result<PathBuf> {
+    match postgres_bins().pop() {
+        Some((_, bin)) => Ok(bin),
+        None => {
+            bail!("PostgreSQL {POSTGRES_MIN} or newer is not installed; `cargo dev up` and `cargo dev test` install it")
+        }
+    }
+}
+
+/// Folder of the programs of one major version, for a cluster that it made.
+pub fn postgres_bin_of(version: u32) -> anyhow::Result<PathBuf> {
+    postgres_bins()
+        .into_iter()
+        .find_map(|(found, bin)| (found == version).then_some(bin))
+        .with_context(|| {
+            format!(
+                "the data was made by PostgreSQL {version}, which is not installed; install postgresql-{version}, or \
+                 choose another folder with --data"
+            )
+        })
+}
+
+/// Versions that will do, oldest first.
+fn postgres_bins() -> Vec<(u32, PathBuf)> {
     let mut found: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -26,12 +49,7 @@ pub fn postgres_bin() -> anyhow::Result<PathBuf> {
         .filter(|(version, _)| *version >= POSTGRES_MIN)
         .collect();
     found.sort();
-    match found.pop() {
-        Some((_, bin)) => Ok(bin),
-        None => {
-            bail!("PostgreSQL {POSTGRES_MIN} or newer is not installed; `cargo dev up` and `cargo dev test` install it")
-        }
-    }
+    found
 }
 
 /// Folder for tools we install for this user, outside of the repository so that a fresh clone finds them.
@@ -106,18 +124,54 @@ pub fn postgres_user() -> anyhow::Result<Option<String>> {
     ))
 }
 
-/// Runs a program to its end; a failure holds what it wrote.
+/// Arguments that make setpriv become a user with its login group and its other groups.
+pub fn become_user(user: &str) -> anyhow::Result<[String; 3]> {
+    let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    let group = users
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find_map(|fields| (fields.first() == Some(&user)).then(|| fields.get(3).map(|id| (*id).to_owned()))?)
+        .with_context(|| format!("there is no user {user}"))?;
+    Ok([
+        format!("--reuid={user}"),
+        format!("--regid={group}"),
+        "--init-groups".to_owned(),
+    ])
+}
+
+/// Whether PostgreSQL's user can reach a folder and enter it.
+pub fn postgres_may_enter(folder: &Path) -> anyhow::Result<bool> {
+    let Some(user) = postgres_user()? else {
+        return Ok(true);
+    };
+    Ok(Command::new("setpriv")
+        .args(become_user(&user)?)
+        .args(["--", "test", "-x"])
+        .arg(folder)
+        .current_dir("/")
+        .status()
+        .is_ok_and(|status| status.success()))
+}
+
+/// Runs a program to its end; a failure holds what it wrote, in one line and without a backtrace.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
     let output = command
+        .env("RUST_BACKTRACE", "0")
         .output()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
     if !output.status.success() {
+        let written = [output.stdout, output.stderr].concat();
+        let lines: Vec<String> = String::from_utf8_lossy(&written)
+            .lines()
+            .map(|line| line.trim().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect();
+        let name = Path::new(command.get_program());
         bail!(
-            "{} failed ({}): {}{}",
-            command.get_program().display(),
+            "{} failed ({}): {}",
+            name.file_name().unwrap_or(name.as_os_str()).display(),
             output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
+            lines.join("; ")
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

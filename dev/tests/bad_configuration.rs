@@ -7,8 +7,12 @@ use std::process::{Command, Output};
 const EXIT_CONFIG: i32 = 78;
 
 fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(|folder| folder.parent()).unwrap().join(name);
+    let test = std::env::current_exe().expect("the running test");
+    let path = test
+        .parent()
+        .and_then(|folder| folder.parent())
+        .expect("the folder of the build")
+        .join(name);
     assert!(
         path.is_file(),
         "{} is not built; run: cargo build --workspace",
@@ -22,7 +26,7 @@ fn run(name: &str, env: &[(&str, &str)]) -> Output {
         .env_clear()
         .envs(env.iter().copied())
         .output()
-        .unwrap()
+        .expect("the binary runs")
 }
 
 fn assert_refused(name: &str, env: &[(&str, &str)], said: &[&str]) {

@@ -106,7 +106,7 @@ impl Client {
 
     /// Waits until `/health` says that everything works.
     pub async fn until_healthy(&self) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let last = self.raw(Method::GET, "/health", None, None).await;
             if matches!(&last, Ok((200, health)) if health["status"] == "ok") {

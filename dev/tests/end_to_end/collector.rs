@@ -14,7 +14,7 @@ pub struct Span {
     pub service: String,
     pub name: String,
     pub trace_id: String,
-    pub span_id: String,
+    pub id: String,
     pub parent_id: String,
     /// Traces it links to.
     pub links: Vec<String>,
@@ -121,7 +121,7 @@ fn flatten(request: ExportTraceServiceRequest) -> Vec<Span> {
                 service: service.clone(),
                 name: span.name,
                 trace_id: hex(&span.trace_id),
-                span_id: hex(&span.span_id),
+                id: hex(&span.span_id),
                 parent_id: hex(&span.parent_span_id),
                 links: span.links.iter().map(|link| hex(&link.trace_id)).collect(),
             });

@@ -31,7 +31,7 @@ fn a_sent_message_is_one_trace_across_the_services() {
             .iter()
             .find(|span| span.service == "chat_service" && is_send(span))?;
         assert_eq!(chat.trace_id, edge.trace_id, "the service continues the edge's trace");
-        assert_eq!(chat.parent_id, edge.span_id, "as a child of the edge's span");
+        assert_eq!(chat.parent_id, edge.id, "as a child of the edge's span");
         assert!(edge.parent_id.is_empty(), "the edge begins the trace");
         let has = |service: &str, name: &str| {
             trace

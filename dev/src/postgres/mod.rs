@@ -1,15 +1,17 @@
 //! A PostgreSQL server of our own.
 
+mod cluster;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use crate::child::{Process, Program, Signal, process_id};
-use crate::{ports, scratch, tools, wait};
+use crate::child::{Process, Signal, process_id};
+use crate::psql::Target;
+use crate::{ports, scratch, wait};
 
 /// Login roles of the services and the group role (made by the migrations) that each is a member of.
 pub const ROLES: [(&str, &str); 3] = [
@@ -17,6 +19,11 @@ pub const ROLES: [(&str, &str); 3] = [
     ("notify", "fechatter_notify"),
     ("indexer", "fechatter_indexer"),
 ];
+
+/// How long a server may take to accept connections; recovery after a crash is part of it.
+const READY: Duration = Duration::from_mins(2);
+/// How long the processes of a killed server may hold its shared memory.
+const LEFTOVER: Duration = Duration::from_secs(10);
 
 /// How a server is run.
 #[derive(Debug, Clone)]
@@ -35,6 +42,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Server {
     options: Options,
+    /// Programs of the version that made the cluster.
+    bin: PathBuf,
     process: Process,
     /// Removed with the server, for tests.
     folder: Option<tempfile::TempDir>,
@@ -43,14 +52,11 @@ pub struct Server {
 impl Server {
     /// Starts a server, making its cluster first when there is none.
     pub fn start(options: Options) -> anyhow::Result<Self> {
-        let bin = tools::postgres_bin()?;
-        let user = tools::postgres_user()?;
-        if !options.data.join("PG_VERSION").exists() {
-            make_cluster(&bin, user.as_deref(), &options)?;
-        }
-        let process = launch(&bin, user, &options)?;
+        let bin = cluster::open(&options)?;
+        let process = cluster::launch(&bin, &options)?;
         let mut server = Self {
             options,
+            bin,
             process,
             folder: None,
         };
@@ -119,24 +125,7 @@ impl Server {
 
     /// Runs SQL as the superuser and returns what psql prints, unaligned and without headings.
     pub fn psql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
-        let mut command = Command::new(tools::postgres_bin()?.join("psql"));
-        command.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-        ]);
-        command.args(["-p", &self.options.port.to_string(), "-d", database, "-c", sql]);
-        if let Some(password) = &self.options.password {
-            command.env("PGPASSWORD", password);
-        }
-        tools::run(&mut command)
+        Target::parse(&self.url(database)).run(sql)
     }
 
     /// SIGKILL, as a crash would.
@@ -147,7 +136,7 @@ impl Server {
 
     /// Starts it again after a crash, with its data.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = launch(&tools::postgres_bin()?, tools::postgres_user()?, &self.options)?;
+        self.process = cluster::launch(&self.bin, &self.options)?;
         self.wait_until_ready()
     }
 
@@ -163,19 +152,41 @@ impl Server {
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {
-        let ready = wait::until(Duration::from_mins(1), "PostgreSQL to accept connections", || {
+        let leftover_until = Instant::now() + LEFTOVER;
+        let mut last = String::new();
+        wait::until(READY, "PostgreSQL to accept connections", || {
             if self.process.ended().is_some() {
-                return Some(false);
+                let tail = self.process.log_tail();
+                // Processes of a server that was killed a moment ago end when they notice.
+                if tail.contains("shared memory block") && Instant::now() < leftover_until {
+                    std::thread::sleep(Duration::from_millis(200));
+                    return match cluster::launch(&self.bin, &self.options) {
+                        Ok(process) => {
+                            self.process = process;
+                            None
+                        }
+                        Err(error) => Some(Err(error)),
+                    };
+                }
+                return Some(Err(anyhow::anyhow!(
+                    "PostgreSQL ended at once; the end of {}:\n{tail}",
+                    self.options.log.display()
+                )));
             }
-            self.psql("postgres", "SELECT 1").is_ok().then_some(true)
-        })?;
-        if !ready {
-            bail!(
-                "PostgreSQL ended at once; the end of its log:\n{}",
-                self.process.log_tail()
-            );
-        }
-        Ok(())
+            match self.psql("postgres", "SELECT 1") {
+                Ok(_) => Some(Ok(())),
+                Err(error) => {
+                    last = format!("{error:#}");
+                    last.contains("password authentication failed").then(|| {
+                        Err(anyhow::anyhow!(
+                            "the database in {} has another password than the one kept for it; move it away",
+                            self.options.data.display()
+                        ))
+                    })
+                }
+            }
+        })
+        .with_context(|| last.clone())?
     }
 }
 
@@ -209,93 +220,6 @@ pub fn open_for_all(folder: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot open {} for PostgreSQL's user", folder.display()))
-}
-
-fn make_cluster(bin: &Path, user: Option<&str>, options: &Options) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&options.data).with_context(|| format!("cannot make {}", options.data.display()))?;
-    let mut command = Command::new("setpriv");
-    if let Some(user) = user {
-        tools::run(Command::new("chown").arg(format!("{user}:")).arg(&options.data))?;
-        command.args([
-            format!("--reuid={user}"),
-            format!("--regid={user}"),
-            "--init-groups".to_owned(),
-        ]);
-    }
-    command.arg("--").arg(bin.join("initdb"));
-    command
-        .args(["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-D"])
-        .arg(&options.data);
-    if !options.fsync {
-        command.arg("-N");
-    }
-    let mut password_file = None;
-    if let Some(password) = &options.password {
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), password)?;
-        if let Some(user) = user {
-            tools::run(Command::new("chown").arg(format!("{user}:")).arg(file.path()))?;
-        }
-        command
-            .arg("-A")
-            .arg("scram-sha-256")
-            .arg(format!("--pwfile={}", file.path().display()));
-        password_file = Some(file);
-    } else {
-        command.args(["-A", "trust"]);
-    }
-    let made = tools::run(command.current_dir("/")).context("cannot make the PostgreSQL cluster");
-    drop(password_file);
-    if made.is_err() {
-        // A half-made cluster would be taken for a whole one at the next start.
-        let _ = std::fs::remove_dir_all(&options.data);
-    }
-    made.map(|_| ())
-}
-
-fn launch(bin: &Path, user: Option<String>, options: &Options) -> anyhow::Result<Process> {
-    remove_stale_pid_file(&options.data)?;
-    let setting = |name: &str, value: &str| ["-c".to_owned(), format!("{name}={value}")];
-    let mut args = vec![
-        "-D".to_owned(),
-        options.data.display().to_string(),
-        "-p".to_owned(),
-        options.port.to_string(),
-    ];
-    args.extend(setting("listen_addresses", "127.0.0.1"));
-    // No socket file: its path may be too long, and TCP on loopback serves.
-    args.extend(setting("unix_socket_directories", ""));
-    args.extend(setting("fsync", if options.fsync { "on" } else { "off" }));
-    args.extend(setting("max_connections", "300"));
-    args.extend(setting("shared_buffers", "256MB"));
-    args.extend(setting("log_timezone", "UTC"));
-    args.extend(setting("timezone", "UTC"));
-    Process::start(&Program {
-        name: "postgres".to_owned(),
-        path: bin.join("postgres"),
-        args,
-        env: Vec::new(),
-        log: options.log.clone(),
-        user,
-        dir: PathBuf::from("/"),
-    })
-}
-
-/// PostgreSQL refuses to start while the pid in its pid file belongs to any process, its own or not.
-fn remove_stale_pid_file(data: &Path) -> anyhow::Result<()> {
-    let path = data.join("postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return Ok(());
-    };
-    let pid = text.lines().next().unwrap_or_default().trim().to_owned();
-    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if command.contains("postgres") && command.contains(&data.display().to_string()) {
-        bail!(
-            "{} is in use by the PostgreSQL of process {pid}; stop it first (kill -INT {pid})",
-            data.display()
-        );
-    }
-    std::fs::remove_file(&path).with_context(|| format!("cannot remove the stale {}", path.display()))
 }
 
 /// A postmaster that is killed leaves its children for a moment; they hold the shared memory.
