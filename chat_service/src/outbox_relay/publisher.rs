@@ -3,7 +3,7 @@
 //! Order rests on one rule: an event is sent only after the one before it in its shard is known to be stored, or in the
 //! same batch, which the server stores whole and in order or not at all.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::client::{Request, RequestError, RequestErrorKind};
@@ -15,10 +15,9 @@ use fechatter_core::WorkspaceId;
 use fechatter_core::events::{
     Event, EventType, HEADER_EPOCH, HEADER_MESSAGE_ID, HEADER_POSITION, HEADER_SHARD, STREAM, UnreadableEvent,
 };
-use opentelemetry::trace::{
-    Link, Span, SpanBuilder, SpanContext, SpanKind, Status as SpanStatus, TraceContextExt, Tracer,
-};
-use opentelemetry::{KeyValue, global};
+use observability::messaging::{self, Operation};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -240,56 +239,26 @@ fn request_fault(error: &RequestError) -> Fault {
     }
 }
 
-/// Measures a unit, and traces it when one of its causes is traced.
+/// Measures a unit, and traces each of its events whose cause is traced.
 async fn observed<T>(
     shared: &Shared,
     events: &[Outgoing],
     mode: &'static str,
     publish: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
-    let mut span = producer_span(events);
-    let started = Instant::now();
+    let (started, began) = (Instant::now(), SystemTime::now());
     let result = publish.await;
-    match (&result, &mut span) {
-        (Ok(_), _) => shared.status.published(events.len(), mode, started.elapsed()),
-        (Err(fault), Some(span)) => {
-            span.set_attribute(KeyValue::new("error.type", fault.kind()));
-            span.set_status(SpanStatus::error(fault.to_string()));
-        }
-        (Err(_), None) => {}
+    if result.is_ok() {
+        shared.status.published(events.len(), mode, started.elapsed());
+    }
+    for context in events.iter().filter_map(|event| event.context.as_ref()) {
+        let attributes = [
+            KeyValue::new("messaging.batch.message_count", i64::try_from(events.len()).unwrap_or(i64::MAX)),
+        ];
+        let error = result.as_ref().err().map(Fault::to_string);
+        messaging::record("chat_service", Operation::Publish, context, began, attributes, error);
     }
     result
-}
-
-/// Most causes that a span links to.
-const MAX_LINKS: usize = 128;
-
-fn producer_span(events: &[Outgoing]) -> Option<global::BoxedSpan> {
-    let links: Vec<Link> = events
-        .iter()
-        .filter_map(|event| event.context.clone())
-        .filter(SpanContext::is_sampled)
-        .take(MAX_LINKS)
-        .map(Link::with_context)
-        .collect();
-    if links.is_empty() {
-        return None;
-    }
-    let template = "fechatter.{workspace}.{scope}.{id}.{type}";
-    let span = SpanBuilder::from_name(format!("publish {template}"))
-        .with_kind(SpanKind::Producer)
-        .with_links(links)
-        .with_attributes([
-            KeyValue::new("messaging.system", "nats"),
-            KeyValue::new("messaging.operation.name", "publish"),
-            KeyValue::new("messaging.operation.type", "send"),
-            KeyValue::new("messaging.destination.template", template),
-            KeyValue::new(
-                "messaging.batch.message_count",
-                i64::try_from(events.len()).unwrap_or(i64::MAX),
-            ),
-        ]);
-    Some(global::tracer("chat_service").build_with_context(span, &opentelemetry::Context::new()))
 }
 
 fn span_context(traceparent: &str) -> Option<SpanContext> {

@@ -9,6 +9,8 @@ use async_nats::jetstream::{AckKind, ErrorCode};
 use fechatter_core::events::{METADATA_EPOCH, STREAM};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
+use observability::messaging::{self, Operation};
+use opentelemetry::trace::TraceContextExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::Instrument;
 
@@ -243,7 +245,13 @@ impl<'a> Session<'a> {
             let context = observability::propagation::extract_nats(headers);
             observability::propagation::add_link(&span, &context);
         }
+        let began = std::time::SystemTime::now();
         self.index_and_acknowledge(batch).instrument(span).await?;
+        for headers in batch.iter().filter_map(|delivery| delivery.message.headers.as_ref()) {
+            let context = observability::propagation::extract_nats(headers);
+            let parent = context.span().span_context().clone();
+            messaging::record("indexer", Operation::Index, &parent, began, [], None);
+        }
         self.owner.metrics.batch_processed(started.elapsed());
         Ok(())
     }

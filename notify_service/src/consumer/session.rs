@@ -1,6 +1,6 @@
 //! One stretch of reading the stream.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::connection::State;
@@ -10,6 +10,8 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::stream::{Info, Stream};
 use fechatter_core::events::{HEADER_EPOCH, HEADER_POSITION, HEADER_SHARD, METADATA_EPOCH, STREAM};
 use futures::StreamExt;
+use observability::messaging::{self, Operation};
+use opentelemetry::trace::TraceContextExt;
 use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
@@ -231,7 +233,15 @@ impl Consumer {
             sequence,
         };
         match interpret::interpret(&message.payload, cursor) {
-            Ok(meaning) => self.apply(meaning).await,
+            Ok(meaning) => {
+                let began = SystemTime::now();
+                self.apply(meaning).await;
+                if let Some(headers) = &message.headers {
+                    let context = observability::propagation::extract_nats(headers);
+                    let parent = context.span().span_context().clone();
+                    messaging::record("notify_service", Operation::Deliver, &parent, began, [], None);
+                }
+            }
             Err(error) => {
                 tracing::error!(%error, sequence, subject = %message.subject, "an unreadable event was passed over");
             }
