@@ -20,7 +20,10 @@ pub use state::AppState;
 
 /// Every documented route with its handler.
 fn documented() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(handlers::events::stream))
+    OpenApiRouter::new()
+        .routes(routes!(handlers::events::stream))
+        .routes(routes!(handlers::tickets::issue))
+        .routes(routes!(handlers::typing::tell))
 }
 
 /// The OpenAPI document of the event routes, to be merged into the public one.

@@ -17,6 +17,8 @@ use notify_service::config::{Config, ENV_PREFIX};
 use notify_service::consumer::Consumer;
 use notify_service::hub::Hub;
 use notify_service::services::readings::Readings;
+use notify_service::services::tickets::Tickets;
+use notify_service::services::typing::Typing;
 use notify_service::{AppState, repositories, router, services};
 
 /// Live events of Fechatter by Server-Sent Events.
@@ -60,6 +62,11 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     );
     let consumer_status = consumer.status();
     let consuming = consumer.spawn();
+    tokio::spawn(services::ephemeral::run(
+        client.clone(),
+        Arc::clone(&hub),
+        shutdown.clone(),
+    ));
     let drain = Duration::from_secs(config.drain_seconds);
     tokio::spawn(services::upkeep::run(Arc::clone(&hub), shutdown.clone(), drain));
 
@@ -72,6 +79,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         },
         hub: Arc::clone(&hub),
         readings: Readings::new(pool.clone(), at_once),
+        tickets: Arc::new(Tickets::new(client.clone(), config.nats.stream_replicas)),
+        typing: Arc::new(Typing::new(client.clone(), pool.clone(), Arc::clone(&hub))),
     };
     let health_pool = pool.clone();
     let checks = health::Checks::default()

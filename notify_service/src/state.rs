@@ -7,6 +7,8 @@ use service_runtime::auth::Authenticator;
 
 use crate::hub::Hub;
 use crate::services::readings::Readings;
+use crate::services::tickets::Tickets;
+use crate::services::typing::Typing;
 
 /// State of the routes.
 #[derive(Debug, Clone, FromRef)]
@@ -14,4 +16,6 @@ pub struct AppState {
     pub authenticator: Authenticator,
     pub hub: Arc<Hub>,
     pub readings: Readings,
+    pub tickets: Arc<Tickets>,
+    pub typing: Arc<Typing>,
 }

@@ -12,7 +12,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use fechatter_core::problem::Code;
-use fechatter_core::token::Claims;
 use futures::Stream;
 use http::{HeaderMap, header};
 use rand::RngExt;
@@ -25,8 +24,9 @@ use utoipa::IntoParams;
 
 use crate::AppState;
 use crate::config::Streams;
-use crate::frame;
+use crate::frame::{self, Cursor};
 use crate::hub::{Connection, End, Hub, Join, Joined, Refusal};
+use crate::services::tickets::Identity;
 
 /// Times that a user's chats are read before a stream is refused.
 const READINGS: usize = 5;
@@ -38,6 +38,8 @@ const READINGS: usize = 5;
 pub struct EventsParams {
     /// The id of the last event received, for clients that cannot set `Last-Event-ID`.
     last_event_id: String,
+    /// A ticket, for clients that cannot set `Authorization`.
+    ticket: String,
 }
 
 /// Opens a stream of events.
@@ -59,29 +61,34 @@ pub struct EventsParams {
         (status = 401, description = "Not authenticated", body = fechatter_core::problem::Problem, content_type = "application/problem+json"),
         (status = 503, description = "Not now", body = fechatter_core::problem::Problem, content_type = "application/problem+json"),
     ),
-    security(("bearer" = []))
+    security(("bearer" = []), ())
 )]
 pub async fn stream(
     State(state): State<AppState>,
     Query(params): Query<EventsParams>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let claims = state.authenticator.authenticate(&headers).await?.claims;
     let given = headers
         .get("last-event-id")
         .and_then(|value| value.to_str().ok())
         .filter(|text| !text.is_empty())
         .unwrap_or(&params.last_event_id);
-    let cursor = given.parse().ok();
+    let cursor: Option<Cursor> = given.parse().ok();
+    let identity = if params.ticket.is_empty() || headers.contains_key(header::AUTHORIZATION) {
+        Identity::from(&*state.authenticator.authenticate(&headers).await?.claims)
+    } else {
+        let redeemed = state.tickets.redeem(&params.ticket, cursor.is_some()).await;
+        redeemed.map_err(super::tickets::refuse)?
+    };
     let join = Join {
-        user: claims.user_id(),
-        workspace: claims.ws,
-        session: claims.sid,
+        user: identity.user,
+        workspace: identity.workspace,
+        session: identity.session,
         cursor,
         unreadable_cursor: cursor.is_none() && !given.is_empty(),
     };
     let joined = open(&state, &join).await?;
-    let events = EventStream::new(Arc::clone(&state.hub), joined, &claims);
+    let events = EventStream::new(Arc::clone(&state.hub), joined, identity);
     Ok((
         [
             (header::CONTENT_TYPE, "text/event-stream"),
@@ -128,12 +135,12 @@ struct EventStream {
 }
 
 impl EventStream {
-    fn new(hub: Arc<Hub>, joined: Joined, claims: &Claims) -> Self {
+    fn new(hub: Arc<Hub>, joined: Joined, identity: Identity) -> Self {
         let settings = hub.settings();
         let mut random = rand::rng();
         let heartbeat = settings.heartbeat().mul_f64(random.random_range(0.75..1.25));
-        let (until, end) = lifetime(settings, claims, random.random_range(0.8..1.2));
-        let mut backlog = VecDeque::from(joined.backlog);
+        let (until, end) = lifetime(settings, identity, random.random_range(0.8..1.2));
+        let mut backlog: VecDeque<Bytes> = joined.backlog.into();
         let first = backlog.pop_front().unwrap_or_default();
         let head = [frame::retry(random.random_range(500..2_000)).as_bytes(), &first].concat();
         backlog.push_front(head.into());
@@ -167,8 +174,8 @@ impl EventStream {
 }
 
 /// Until when a stream may last: shortly before its token expires, else until it is rotated.
-fn lifetime(settings: &Streams, claims: &Claims, spread: f64) -> (Instant, End) {
-    let left = u64::try_from(claims.exp - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
+fn lifetime(settings: &Streams, identity: Identity, spread: f64) -> (Instant, End) {
+    let left = u64::try_from(identity.expires - OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
     let token = Duration::from_secs(left.saturating_sub(settings.reauth_seconds).max(1));
     let rotation = Duration::from_secs(settings.rotation_seconds).mul_f64(spread);
     if token <= rotation {

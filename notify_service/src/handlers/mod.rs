@@ -1,3 +1,5 @@
 //! HTTP.
 
 pub mod events;
+pub mod tickets;
+pub mod typing;

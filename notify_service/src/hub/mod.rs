@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fechatter_core::{UserId, WorkspaceId};
+use fechatter_core::{ChatId, UserId, WorkspaceId};
 use uuid::Uuid;
 
 pub use connection::{Connection, End};
@@ -303,6 +303,24 @@ impl Hub {
         }
         inner.ring.push(entry);
         Ok(deliveries)
+    }
+
+    /// Sends something that nobody misses when it is lost.
+    pub fn tell(&self, workspace: WorkspaceId, scope: Scope, except: Option<UserId>, frame: &Bytes) {
+        self.inner().directory.visit(workspace, scope, |user, known| {
+            if Some(user) != except {
+                for connection in &known.connections {
+                    connection.push_ephemeral(frame);
+                }
+            }
+        });
+    }
+
+    /// Whether a user is in a chat; `None` for somebody who is not known here.
+    pub fn is_member(&self, workspace: WorkspaceId, user: UserId, chat: ChatId) -> Option<bool> {
+        let inner = self.inner();
+        let known = inner.directory.users.get(&user)?;
+        Some(known.may_get(user, workspace, Scope::Chat(chat)))
     }
 
     /// Ends the streams of a session, and remembers it.

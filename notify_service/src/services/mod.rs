@@ -1,4 +1,7 @@
-//! Use cases.
+//! Use cases and what runs beside the consumer.
 
+pub mod ephemeral;
 pub mod readings;
+pub mod tickets;
+pub mod typing;
 pub mod upkeep;
