@@ -16,8 +16,6 @@ pub struct Span {
     pub trace_id: String,
     pub id: String,
     pub parent_id: String,
-    /// Traces it links to.
-    pub links: Vec<String>,
 }
 
 /// The receiver; it lives as long as the test process.
@@ -123,7 +121,6 @@ fn flatten(request: ExportTraceServiceRequest) -> Vec<Span> {
                 trace_id: hex(&span.trace_id),
                 id: hex(&span.span_id),
                 parent_id: hex(&span.parent_span_id),
-                links: span.links.iter().map(|link| hex(&link.trace_id)).collect(),
             });
         }
     }
