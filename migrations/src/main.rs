@@ -21,8 +21,13 @@ async fn main() -> anyhow::Result<()> {
         .connect(&args.database_url)
         .await
         .context("cannot connect to the database")?;
-    let pending = migrations::pending(&pool).await.context("cannot read the applied migrations")?;
-    migrations::MIGRATOR.run(&pool).await.context("a migration failed; nothing of it was kept")?;
+    let pending = migrations::pending(&pool)
+        .await
+        .context("cannot read the applied migrations")?;
+    migrations::MIGRATOR
+        .run(&pool)
+        .await
+        .context("a migration failed; nothing of it was kept")?;
     #[expect(clippy::print_stdout, reason = "the result of a command for operators")]
     {
         println!("applied {} migrations, schema is current", pending.len());

@@ -15,6 +15,7 @@ pub mod layers;
 pub mod nats;
 pub mod process;
 pub mod serve;
+pub mod write_timeout;
 
 pub use error::{ApiError, ApiResult};
 

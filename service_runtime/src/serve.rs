@@ -12,6 +12,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::write_timeout::WriteTimeout;
+
 /// How connections are served and ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -19,6 +21,8 @@ pub struct Options {
     pub drain: Duration,
     /// Read and write buffer of an HTTP/1 connection, in bytes (at least 8,192).
     pub http1_buffer: usize,
+    /// How long a write may wait for a peer that does not read; none waits for ever.
+    pub write_timeout: Option<Duration>,
 }
 
 impl Default for Options {
@@ -26,6 +30,7 @@ impl Default for Options {
         Self {
             drain: Duration::from_secs(20),
             http1_buffer: 64 * 1024,
+            write_timeout: None,
         }
     }
 }
@@ -67,6 +72,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let service = TowerToHyperService::new(router.clone());
+        let stream = WriteTimeout::new(stream, options.write_timeout);
         let connection = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();

@@ -252,9 +252,10 @@ async fn observed<T>(
         shared.status.published(events.len(), mode, started.elapsed());
     }
     for context in events.iter().filter_map(|event| event.context.as_ref()) {
-        let attributes = [
-            KeyValue::new("messaging.batch.message_count", i64::try_from(events.len()).unwrap_or(i64::MAX)),
-        ];
+        let attributes = [KeyValue::new(
+            "messaging.batch.message_count",
+            i64::try_from(events.len()).unwrap_or(i64::MAX),
+        )];
         let error = result.as_ref().err().map(Fault::to_string);
         messaging::record("chat_service", Operation::Publish, context, began, attributes, error);
     }

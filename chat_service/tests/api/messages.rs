@@ -37,7 +37,11 @@ async fn the_event_of_a_message_is_what_the_contract_says() {
         let (kind, data) = app.events(chat).await.pop().unwrap();
         assert_eq!(kind, "message.created");
         let event: MessageEvent = serde_json::from_value(data.clone()).unwrap();
-        assert_eq!(serde_json::to_value(&event).unwrap(), data, "nothing more and nothing less than the type");
+        assert_eq!(
+            serde_json::to_value(&event).unwrap(),
+            data,
+            "nothing more and nothing less than the type"
+        );
         assert_eq!(data["message"], sent, "the event shows what the answer showed");
         assert_eq!((event.version, event.chat.id.0), (1, chat));
     }
