@@ -108,13 +108,15 @@ fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
             packages.join(" ")
         );
     }
+    // Two runs side by side may both install; apt does not wait for itself while it reads its lists.
+    let one_at_a_time = "mkdir -p /run/lock && exec 9>/run/lock/fechatter-install && flock 9";
     // Debian's PostgreSQL package would make and start a cluster of its own on port 5432, which nobody asked for.
     let quiet_cluster = "mkdir -p /etc/postgresql-common && \
         [ -e /etc/postgresql-common/createcluster.conf ] || \
         echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
     let script = format!(
-        "{quiet_cluster}; apt-get update -qq && \
-         apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-confold {} >&2",
+        "{one_at_a_time}; {quiet_cluster}; apt-get update -q >&2 && \
+         apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold {} >&2",
         packages.join(" ")
     );
     let mut command = if tools::is_root() {
@@ -133,7 +135,7 @@ fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
         .status()
         .context("cannot run the installation")?;
     if !status.success() {
-        bail!("the installation failed; as root, run:\n  {commands}");
+        bail!("the installation failed; its messages are above. As root, run:\n  {commands}");
     }
     Ok(())
 }

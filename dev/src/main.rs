@@ -1,5 +1,6 @@
 //! `cargo dev`: runs the platform, tests it, keeps what is generated current.
 
+mod cargo;
 mod lines;
 mod sqlx;
 mod test;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -97,13 +98,14 @@ impl Server {
         self.process.stop(Signal::SIGTERM, Duration::from_secs(10));
     }
 
-    pub fn has_ended(&mut self) -> bool {
-        self.process.ended().is_some()
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let port = self.options.port;
-        let ready = wait::until(Duration::from_secs(30), "NATS to accept connections", || {
+        let ready = wait::until_ready(Duration::from_secs(30), "NATS to accept connections", || {
             if self.process.ended().is_some() {
                 return Some(false);
             }

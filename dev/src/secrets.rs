@@ -13,7 +13,9 @@ use anyhow::Context;
 pub struct Secrets(BTreeMap<String, String>);
 
 /// What needs a password.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
+    // Not a secret: tells this data folder from an earlier one of the same path.
+    "instance",
     "postgres",
     "postgres_owner",
     "postgres_chat",

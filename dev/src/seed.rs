@@ -1,5 +1,7 @@
 //! A demo workspace with people, channels and a few hundred messages, made through the public API.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
@@ -59,6 +61,14 @@ struct Person {
 }
 
 impl Person {
+    fn from_tokens(port: u16, tokens: &Value) -> anyhow::Result<Self> {
+        Ok(Self {
+            port,
+            token: tokens["access_token"].as_str().context("no access token")?.to_owned(),
+            id: tokens["user"]["id"].as_i64().context("no user id")?,
+        })
+    }
+
     fn call(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let body = (!body.is_null()).then_some(body);
         let answer = http::request(self.port, method, path, Some(&self.token), body)?;
@@ -69,35 +79,20 @@ impl Person {
     }
 }
 
-/// Makes the demo workspace unless it is there; returns whether it was made. `port` is chat_service's own.
-pub fn run(port: u16, messages: usize, say: &dyn Fn(&str)) -> anyhow::Result<bool> {
-    let sign_in = json!({"email": PEOPLE[0].1, "password": PASSWORD});
-    if http::request(port, "POST", "/api/signin", None, Some(&sign_in))?.status == 200 {
+/// Makes the demo workspace unless it is there; returns whether it was made. `port` is chat_service's own, `marker` a
+/// file that says that it was finished. One that was interrupted is completed: each step finds what is there.
+pub fn run(port: u16, messages: usize, marker: &Path, say: &dyn Fn(&str)) -> anyhow::Result<bool> {
+    if marker.exists() && sign_in(port, PEOPLE[0])?.is_some() {
         return Ok(false);
     }
-    let owner = sign_up(port, PEOPLE[0], None)?;
+    let owner = enter(port, PEOPLE[0], None)?;
     let invitation = owner.call("POST", "/api/workspace/invitations", &json!({"max_uses": PEOPLE.len()}))?;
     let mut people = vec![owner];
     for person in &PEOPLE[1..] {
-        people.push(sign_up(port, *person, invitation["token"].as_str())?);
+        people.push(enter(port, *person, invitation["token"].as_str())?);
     }
     let others: Vec<i64> = people[1..].iter().map(|person| person.id).collect();
-    let mut chats = Vec::new();
-    for (name, description) in CHANNELS {
-        let body = json!({"kind": "public_channel", "name": name, "description": description, "member_ids": others});
-        chats.push(
-            people[0].call("POST", "/api/chat", &body)?["id"]
-                .as_i64()
-                .context("a chat without an id")?,
-        );
-    }
-    for body in [
-        json!({"kind": "group", "name": "Lunch", "member_ids": others[..3]}),
-        json!({"kind": "private_channel", "name": "founders", "member_ids": others[..1]}),
-        json!({"kind": "single", "member_ids": others[..1]}),
-    ] {
-        people[0].call("POST", "/api/chat", &body)?;
-    }
+    let chats = make_chats(&people[0], &others)?;
     for number in 0..messages {
         // Strides without a common factor, so that people, chats and texts do not march in step.
         let person = &people[number * 5 % people.len()];
@@ -113,7 +108,53 @@ pub fn run(port: u16, messages: usize, say: &dyn Fn(&str)) -> anyhow::Result<boo
             say(&format!("seeding: {} of {messages} messages", number + 1));
         }
     }
+    std::fs::write(marker, WORKSPACE).with_context(|| format!("cannot write {}", marker.display()))?;
     Ok(true)
+}
+
+/// Makes the chats that are not there and returns the ids of the public channels.
+fn make_chats(owner: &Person, others: &[i64]) -> anyhow::Result<Vec<i64>> {
+    let existing = owner.call("GET", "/api/chat?limit=100", &Value::Null)?;
+    let ensure = |body: Value| -> anyhow::Result<i64> {
+        let items = existing["items"].as_array();
+        let found = items
+            .into_iter()
+            .flatten()
+            .find(|chat| chat["name"] == body["name"] && chat["kind"] == body["kind"]);
+        let chat = match found {
+            Some(chat) => chat.clone(),
+            None => owner.call("POST", "/api/chat", &body)?,
+        };
+        chat["id"].as_i64().context("a chat without an id")
+    };
+    let mut channels = Vec::new();
+    for (name, description) in CHANNELS {
+        channels.push(ensure(
+            json!({"kind": "public_channel", "name": name, "description": description, "member_ids": others}),
+        )?);
+    }
+    ensure(json!({"kind": "group", "name": "Lunch", "member_ids": others[..3]}))?;
+    ensure(json!({"kind": "private_channel", "name": "founders", "member_ids": others[..1]}))?;
+    ensure(json!({"kind": "single", "member_ids": others[..1]}))?;
+    Ok(channels)
+}
+
+/// Signs somebody in, or up when there is no such person yet.
+fn enter(port: u16, person: (&str, &str), invitation: Option<&str>) -> anyhow::Result<Person> {
+    match sign_in(port, person)? {
+        Some(person) => Ok(person),
+        None => sign_up(port, person, invitation),
+    }
+}
+
+fn sign_in(port: u16, (_, email): (&str, &str)) -> anyhow::Result<Option<Person>> {
+    let body = json!({"email": email, "password": PASSWORD});
+    let answer = http::request(port, "POST", "/api/signin", None, Some(&body))?;
+    match answer.status {
+        200 => Person::from_tokens(port, &answer.json()).map(Some),
+        401 => Ok(None),
+        status => bail!("cannot sign in {email}: {status} {}", answer.body),
+    }
 }
 
 fn sign_up(port: u16, (fullname, email): (&str, &str), invitation: Option<&str>) -> anyhow::Result<Person> {
@@ -124,12 +165,7 @@ fn sign_up(port: u16, (fullname, email): (&str, &str), invitation: Option<&str>)
     if answer.status != 201 {
         bail!("cannot sign up {email}: {} {}", answer.status, answer.body);
     }
-    let tokens = answer.json();
-    Ok(Person {
-        port,
-        token: tokens["access_token"].as_str().context("no access token")?.to_owned(),
-        id: tokens["user"]["id"].as_i64().context("no user id")?,
-    })
+    Person::from_tokens(port, &answer.json())
 }
 
 fn capitalise(text: &str) -> String {

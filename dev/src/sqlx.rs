@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use dev::{install, postgres, tools};
 
+use crate::cargo::{self, Stop, repository};
 use crate::lines::say;
-use crate::up::{repository, target_folder};
 
 /// Options of `cargo dev sqlx`.
 #[derive(clap::Args)]
@@ -22,13 +22,14 @@ pub(crate) struct Args {
 const CRATES: [&str; 3] = ["chat_service", "notify_service", "indexer"];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let stop = Stop::on_signal()?;
     install::everything(&say)?;
     let root = repository();
-    cargo(&["build", "-p", "migrations"], &[])?;
+    let binaries = cargo::build(false, &stop)?;
     let server = postgres::Server::temporary()?;
     server.psql("postgres", "CREATE DATABASE queries")?;
     let url = server.url("queries");
-    tools::run(Command::new(target_folder()?.join("debug/migrations")).env("DATABASE_URL", &url))?;
+    tools::run(Command::new(binaries.join("migrations")).env("DATABASE_URL", &url))?;
 
     let fresh = tempfile::tempdir()?;
     for name in CRATES {
@@ -47,7 +48,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ("SQLX_OFFLINE_DIR", offline.as_str()),
     ];
     let packages: Vec<&str> = CRATES.iter().flat_map(|name| ["-p", name]).collect();
-    cargo(&[&["check", "--all-targets"], &packages[..]].concat(), &env)?;
+    let check = [&["check", "--all-targets"], &packages[..]].concat();
+    cargo::require("checking the queries", &check, &env, &stop)?;
 
     let (new, old) = (read(fresh.path())?, read(&root.join(".sqlx"))?);
     if new == old {
@@ -66,20 +68,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         std::fs::write(folder.join(name), content)?;
     }
     say(&format!(".sqlx renewed: {} queries", new.len()));
-    Ok(())
-}
-
-fn cargo(args: &[&str], env: &[(&str, &str)]) -> anyhow::Result<()> {
-    let mut command = Command::new("cargo");
-    let status = command
-        .args(args)
-        .envs(env.iter().copied())
-        .current_dir(repository())
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("cargo {} failed; its messages are above", args.join(" "));
-    }
     Ok(())
 }
 

@@ -1,14 +1,12 @@
 //! `cargo dev test`.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use dev::install;
 
+use crate::cargo::{self, Stop};
 use crate::lines::{say, show};
-use crate::up::repository;
 
 /// Options of `cargo dev test`.
 #[derive(clap::Args)]
@@ -23,21 +21,29 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
+    let stop = Stop::on_signal()?;
     install::everything(&say)?;
     if !args.no_lint {
-        step("formatting", &["fmt", "--all", "--check"])?;
-        step(
-            "lints",
-            &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-        )?;
+        step("formatting", &["fmt", "--all", "--check"], &stop)?;
+        let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        step("lints", &lints, &stop)?;
     }
     // The end-to-end tests run the real binaries.
-    step("building", &["build", "--workspace"])?;
-    let (passed, failed, ignored) = tests(&args.rest)?;
+    step("building", &["build", "--workspace"], &stop)?;
+    let outcome = tests(&args.rest, &stop)?;
     say(&format!("took {} s", started.elapsed().as_secs()));
-    show(&format!("{passed} passed, {failed} failed, {ignored} skipped"));
+    let Outcome {
+        passed,
+        failed,
+        skipped,
+        success,
+    } = outcome;
+    show(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
     if failed > 0 {
         bail!("{failed} tests failed; their output is above");
+    }
+    if !success {
+        bail!("cargo test failed before or beside its tests; its messages are above");
     }
     if passed == 0 {
         bail!("no test ran");
@@ -45,43 +51,40 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn step(what: &str, args: &[&str]) -> anyhow::Result<()> {
+fn step(what: &str, args: &[&str], stop: &Stop) -> anyhow::Result<()> {
     say(what);
-    let status = Command::new("cargo")
-        .args(args)
-        .current_dir(repository())
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("{what} failed (cargo {}); its messages are above", args.join(" "));
-    }
-    Ok(())
+    cargo::require(what, args, &[], stop)
+}
+
+/// What all runners together report.
+#[derive(Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    success: bool,
 }
 
 /// Runs all tests, passes their output on and adds up what the runners report.
-fn tests(rest: &[String]) -> anyhow::Result<(u64, u64, u64)> {
+fn tests(rest: &[String], stop: &Stop) -> anyhow::Result<Outcome> {
     say("tests");
-    let mut child = Command::new("cargo")
-        .args(["test", "--workspace", "--no-fail-fast"])
-        .args(rest)
-        .current_dir(repository())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run cargo test")?;
-    let output = child.stdout.take().context("no output")?;
-    let mut sums = (0, 0, 0);
-    for line in BufReader::new(output).lines() {
-        let line = line.unwrap_or_default();
-        show(&line);
-        if let Some((passed, failed, ignored)) = parse(&line) {
-            sums = (sums.0 + passed, sums.1 + failed, sums.2 + ignored);
+    let mut args = vec!["test", "--no-fail-fast"];
+    let names_packages = |arg: &String| arg == "-p" || arg.starts_with("--package");
+    // Cargo would heed this one and forget the others.
+    if !rest.iter().any(names_packages) {
+        args.push("--workspace");
+    }
+    args.extend(rest.iter().map(String::as_str));
+    let mut outcome = Outcome::default();
+    outcome.success = cargo::run(&args, &[], stop, |line| {
+        show(line);
+        if let Some((passed, failed, ignored)) = parse(line) {
+            outcome.passed += passed;
+            outcome.failed += failed;
+            outcome.skipped += ignored;
         }
-    }
-    let status = child.wait()?;
-    if !status.success() && sums.1 == 0 {
-        bail!("cargo test failed before or beside its tests; its messages are above");
-    }
-    Ok(sums)
+    })?;
+    Ok(outcome)
 }
 
 /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.

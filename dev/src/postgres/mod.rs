@@ -3,6 +3,7 @@
 mod cluster;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -146,15 +147,15 @@ impl Server {
         self.process.stop(Signal::SIGINT, Duration::from_secs(10));
     }
 
-    /// Whether it has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        self.process.ended().is_some()
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let leftover_until = Instant::now() + LEFTOVER;
         let mut last = String::new();
-        wait::until(READY, "PostgreSQL to accept connections", || {
+        wait::until_ready(READY, "PostgreSQL to accept connections", || {
             if self.process.ended().is_some() {
                 let tail = self.process.log_tail();
                 // Processes of a server that was killed a moment ago end when they notice.

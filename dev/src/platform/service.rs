@@ -1,0 +1,89 @@
+//! Our four processes and how each is configured.
+
+use super::Platform;
+
+/// One of our four processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    Chat,
+    Notify,
+    Indexer,
+    Gateway,
+}
+
+impl Service {
+    /// All, in the order in which they are started.
+    pub const ALL: [Self; 4] = [Self::Chat, Self::Notify, Self::Indexer, Self::Gateway];
+
+    /// Name of the binary, the log file and the log prefix.
+    pub const fn binary(self) -> &'static str {
+        match self {
+            Self::Chat => "chat_service",
+            Self::Notify => "notify_service",
+            Self::Indexer => "indexer",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+impl Platform {
+    /// A service's configuration.
+    pub(super) fn environment(&self, service: Service) -> Vec<(String, String)> {
+        let ports = &self.options.ports;
+        let (prefix, user, listen, database) = match service {
+            Service::Chat => ("CHAT", "chat", ports.chat, Some("chat")),
+            Service::Notify => ("NOTIFY", "notify", ports.notify, Some("notify")),
+            Service::Indexer => ("INDEXER", "indexer", ports.indexer, Some("indexer")),
+            Service::Gateway => ("GATEWAY", "gateway", ports.gateway, None),
+        };
+        let mut env = Vec::new();
+        let mut set = |key: &str, value: String| env.push((format!("FECHATTER_{prefix}__{key}"), value));
+        set("LISTEN", format!("127.0.0.1:{listen}"));
+        set("ADMIN_LISTEN", format!("127.0.0.1:{}", ports.admin(service)));
+        if let Some(url) = &self.options.nats_url {
+            set("NATS__URL", url.clone());
+        } else {
+            set("NATS__URL", format!("nats://127.0.0.1:{}", ports.nats));
+            set("NATS__USER", user.to_owned());
+            // Quoted: a password of digits alone must not be read as a number.
+            set(
+                "NATS__PASSWORD",
+                format!("\"{}\"", self.secrets.get(&format!("nats_{user}"))),
+            );
+        }
+        if let Some(role) = database {
+            set("DATABASE__URL", self.database_url(role));
+        }
+        if service != Service::Gateway {
+            // Ctrl-C is to be quick; the streams were closed by the gateway before.
+            set("DRAIN_SECONDS", "2".to_owned());
+        }
+        let jwks = format!("http://127.0.0.1:{}/.well-known/jwks.json", ports.chat);
+        match service {
+            Service::Chat => set("AUTH__KEYS_DIR", self.options.data.join("keys").display().to_string()),
+            Service::Notify => set("AUTH__JWKS_URL", jwks),
+            Service::Indexer => {
+                set("AUTH__JWKS_URL", jwks);
+                set("ENGINE__PATH", self.options.data.join("search").display().to_string());
+            }
+            Service::Gateway => {
+                set("AUTH__JWKS_URL", jwks);
+                set("REDIRECT_LISTEN", format!("127.0.0.1:{}", ports.redirect));
+                set(
+                    "TLS__CERTIFICATE",
+                    self.options.data.join("tls/cert.pem").display().to_string(),
+                );
+                set("TLS__KEY", self.options.data.join("tls/key.pem").display().to_string());
+                for (name, port) in [
+                    ("CHAT", ports.chat),
+                    ("NOTIFY", ports.notify),
+                    ("INDEXER", ports.indexer),
+                ] {
+                    set(&format!("UPSTREAMS__{name}"), format!("[\"127.0.0.1:{port}\"]"));
+                }
+            }
+        }
+        env.extend(self.options.env.iter().cloned());
+        env
+    }
+}
