@@ -61,6 +61,8 @@ pub struct Streams {
     pub rotation_seconds: u64,
     /// A stream ends this long before its token expires, 0 to 600 s.
     pub reauth_seconds: u64,
+    /// Longest time that one write may wait for a client that does not read, 1 to 600 s; then its connection is closed.
+    pub write_seconds: u64,
     /// Most streams of this process, 1 to 10,000,000; further ones get 503.
     pub max: usize,
     /// Most streams of one user in this process, 1 to 10,000; a further one ends the oldest.
@@ -76,6 +78,7 @@ impl Default for Streams {
             heartbeat_ms: 20_000,
             rotation_seconds: 600,
             reauth_seconds: 10,
+            write_seconds: 30,
             max: 100_000,
             max_of_user: 50,
             linger_seconds: 120,
@@ -126,6 +129,7 @@ impl Validate for Config {
         faults.range("streams.heartbeat_ms", streams.heartbeat_ms, 1_000, 25_000);
         faults.range("streams.rotation_seconds", streams.rotation_seconds, 1, 86_400);
         faults.range("streams.reauth_seconds", streams.reauth_seconds, 0, 600);
+        faults.range("streams.write_seconds", streams.write_seconds, 1, 600);
         faults.range("streams.max", streams.max, 1, 10_000_000);
         faults.range("streams.max_of_user", streams.max_of_user, 1, 10_000);
         faults.range("streams.linger_seconds", streams.linger_seconds, 0, 3_600);

@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod frame;
 pub mod handlers;
 pub mod hub;
+pub mod metrics;
 pub mod repositories;
 pub mod services;
 pub mod state;

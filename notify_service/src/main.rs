@@ -17,9 +17,10 @@ use notify_service::config::{Config, ENV_PREFIX};
 use notify_service::consumer::Consumer;
 use notify_service::hub::Hub;
 use notify_service::services::readings::Readings;
+use notify_service::services::replay::Replay;
 use notify_service::services::tickets::Tickets;
 use notify_service::services::typing::Typing;
-use notify_service::{AppState, repositories, router, services};
+use notify_service::{AppState, metrics, repositories, router, services};
 
 /// Live events of Fechatter by Server-Sent Events.
 #[derive(Parser)]
@@ -53,6 +54,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let refresher = jwks::spawn(config.auth.jwks_url.clone(), Arc::clone(&verifier), shutdown.clone());
 
     let hub = Hub::new(config.streams.clone(), &config.window);
+    metrics::observe(&hub);
     let consumer = Consumer::new(
         client.clone(),
         pool.clone(),
@@ -79,6 +81,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         },
         hub: Arc::clone(&hub),
         readings: Readings::new(pool.clone(), at_once),
+        replay: Arc::new(Replay::new(client.clone(), config.window.replay_max as u64)),
         tickets: Arc::new(Tickets::new(client.clone(), config.nats.stream_replicas)),
         typing: Arc::new(Typing::new(client.clone(), pool.clone(), Arc::clone(&hub))),
     };
@@ -118,6 +121,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         drain,
         // Streams are many and mostly idle.
         http1_buffer: 16 * 1024,
+        write_timeout: Some(Duration::from_secs(config.streams.write_seconds)),
     };
     let app = router(state, checks.routes());
     let consumer_guard = process::critical("event consumer", &shutdown, consuming);

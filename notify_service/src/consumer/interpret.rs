@@ -5,6 +5,7 @@ use fechatter_core::events::{
     ChatEvent, Event, EventType, MemberEvent, MessageEvent, ReadEvent, SessionRevokedEvent, UnreadableEvent, UserEvent,
 };
 use fechatter_core::{UserId, WorkspaceId};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::frame::{self, Cursor};
@@ -18,6 +19,8 @@ pub enum Meaning {
         change: Change,
         /// Their streams end after the event.
         deactivated: Option<UserId>,
+        /// When it happened.
+        time: OffsetDateTime,
     },
     /// A session ended; nobody is told but its own streams.
     Revoke { user: UserId, session: Uuid },
@@ -87,6 +90,7 @@ pub fn interpret(body: &[u8], cursor: Cursor) -> Result<Meaning, UnreadableEvent
         entry: entry(&event, event_type, event.workspaceid, scope, cursor),
         change,
         deactivated,
+        time: event.time,
     })
 }
 

@@ -18,9 +18,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Change, Entry, Hub, Reading};
+use crate::metrics;
 use crate::repositories::memberships;
-use interpret::Meaning;
+pub(crate) use interpret::{Meaning, interpret};
 use positions::Positions;
+pub(crate) use session::{epoch_of, place_of};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -122,8 +124,10 @@ impl Consumer {
                 entry,
                 change,
                 deactivated,
+                time,
             } => {
-                self.deliver(entry, &change).await;
+                let receivers = self.deliver(entry, &change).await;
+                metrics::delivered(time, receivers);
                 if let Some(user) = deactivated {
                     self.hub.deactivate(user);
                 }
@@ -132,10 +136,14 @@ impl Consumer {
     }
 
     /// Delivers an event, asking the database first about those who join by it and may have left since.
-    async fn deliver(&self, entry: Entry, change: &Change) {
+    async fn deliver(&self, entry: Entry, change: &Change) -> usize {
         let (mut verified, mut absent) = (HashSet::new(), HashSet::new());
-        while let Err(doubtful) = self.hub.publish(entry.clone(), change, &verified, &absent) {
-            let Change::Joined { chat, .. } = change else { return };
+        loop {
+            let doubtful = match self.hub.publish(entry.clone(), change, &verified, &absent) {
+                Ok(receivers) => return receivers,
+                Err(doubtful) => doubtful,
+            };
+            let Change::Joined { chat, .. } = change else { return 0 };
             match self.verify(*chat, &doubtful).await {
                 Some(present) => {
                     absent.extend(doubtful.iter().filter(|user| !present.contains(user)));

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::positions::{Place, Verdict};
 use super::{Consumer, FIRST_PAUSE, interpret};
 use crate::frame::Cursor;
+use crate::metrics;
 
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -56,6 +57,7 @@ impl Consumer {
             .await
             .map_err(|error| format!("cannot ask for events: {error}"))?;
         *pause = FIRST_PAUSE;
+        metrics::consuming();
         self.status.set(None);
         tracing::info!(from = self.sequence, "consuming events");
         self.reached(target);
@@ -201,7 +203,7 @@ impl Consumer {
             .info()
             .map_err(|error| format!("not a message of the stream: {error}"))?
             .stream_sequence;
-        let Some(place) = message.headers.as_ref().and_then(place) else {
+        let Some(place) = message.headers.as_ref().and_then(place_of) else {
             tracing::error!(sequence, subject = %message.subject, "an event without its place was passed over");
             self.pass(sequence);
             return Ok(());
@@ -232,7 +234,7 @@ impl Consumer {
             epoch: place.epoch,
             sequence,
         };
-        match interpret::interpret(&message.payload, cursor) {
+        match interpret(&message.payload, cursor) {
             Ok(meaning) => {
                 let began = SystemTime::now();
                 self.apply(meaning).await;
@@ -243,6 +245,7 @@ impl Consumer {
                 }
             }
             Err(error) => {
+                metrics::unreadable();
                 tracing::error!(%error, sequence, subject = %message.subject, "an unreadable event was passed over");
             }
         }
@@ -256,11 +259,13 @@ impl Consumer {
     }
 }
 
-fn epoch_of(info: &Info) -> Option<Uuid> {
+/// The epoch of a stream.
+pub(crate) fn epoch_of(info: &Info) -> Option<Uuid> {
     info.config.metadata.get(METADATA_EPOCH)?.parse().ok()
 }
 
-fn place(headers: &HeaderMap) -> Option<Place> {
+/// The headers that order an event.
+pub(crate) fn place_of(headers: &HeaderMap) -> Option<Place> {
     Some(Place {
         epoch: headers.get(HEADER_EPOCH)?.as_str().parse().ok()?,
         shard: headers.get(HEADER_SHARD)?.as_str().parse().ok()?,

@@ -25,10 +25,11 @@ use utoipa::IntoParams;
 use crate::AppState;
 use crate::config::Streams;
 use crate::frame::{self, Cursor};
-use crate::hub::{Connection, End, Hub, Join, Joined, Refusal};
+use crate::hub::{Connection, Earlier, End, Hub, Join, Joined, Refusal};
+use crate::metrics;
 use crate::services::tickets::Identity;
 
-/// Times that a user's chats are read before a stream is refused.
+/// Times that a user's chats or missed events are read before a stream is refused.
 const READINGS: usize = 5;
 
 /// What the query may hold.
@@ -103,11 +104,18 @@ pub async fn stream(
 /// Joins the hub, reading the user's chats first when they are not known.
 async fn open(state: &AppState, join: &Join) -> ApiResult<Joined> {
     let not_now = || ApiError::unavailable("Events cannot be delivered right now; try again.", 2);
+    let mut earlier = Earlier::default();
     for _ in 0..READINGS {
-        match state.hub.join(join) {
+        match state.hub.join(join, &earlier) {
             Ok(joined) => return Ok(joined),
             Err(Refusal::NotReady | Refusal::Full) => return Err(not_now()),
             Err(Refusal::Revoked) => return Err(ended()),
+            Err(Refusal::NotKept { upto }) => {
+                let Some(cursor) = join.cursor else {
+                    return Err(not_now());
+                };
+                earlier = state.replay.read(join.workspace, cursor, upto).await;
+            }
             Err(Refusal::NotRead) => {
                 if !state.readings.read(&state.hub, join.workspace, join.user).await? {
                     return Err(ended());
@@ -168,7 +176,7 @@ impl EventStream {
         }
         self.timer.as_mut().reset(self.until.min(now + self.heartbeat));
         let mut cursor = self.hub.cursor()?;
-        cursor.sequence = cursor.sequence.max(self.connection.after);
+        cursor.sequence = cursor.sequence.max(self.connection.after());
         Some(frame::heartbeat(cursor))
     }
 }
@@ -215,5 +223,6 @@ impl Stream for EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         self.hub.leave(&self.connection);
+        metrics::ended(self.connection.ended());
     }
 }

@@ -1,6 +1,7 @@
 //! One stream of one device: what waits for it, in bytes, and whether it should end.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -15,7 +16,7 @@ pub struct Connection {
     pub workspace: WorkspaceId,
     pub session: Uuid,
     /// What the client had when it came; another process may have been ahead of this one.
-    pub after: u64,
+    after: AtomicU64,
     limit: usize,
     queue: Mutex<Queue>,
 }
@@ -39,6 +40,17 @@ pub enum End {
     Rotated,
 }
 
+impl End {
+    /// The name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Reauth => "reauth",
+            Self::Rotated => "rotated",
+        }
+    }
+}
+
 impl Connection {
     /// An empty queue of at most `limit` bytes.
     pub fn new(user: UserId, workspace: WorkspaceId, session: Uuid, after: u64, limit: usize) -> Self {
@@ -46,10 +58,20 @@ impl Connection {
             user,
             workspace,
             session,
-            after,
+            after: AtomicU64::new(after),
             limit,
             queue: Mutex::default(),
         }
+    }
+
+    /// The sequence up to which the client has everything already.
+    pub fn after(&self) -> u64 {
+        self.after.load(Ordering::Relaxed)
+    }
+
+    /// A new history begins, or events were lost: the client has nothing of what comes.
+    pub fn forget_after(&self) {
+        self.after.store(0, Ordering::Relaxed);
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

@@ -3,6 +3,7 @@
 //! One lock holds all of it, so that joining is atomic with the look at the newest events (nothing missed, nothing twice)
 //! and every event meets one state of membership. Nothing waits while it is held.
 
+mod backlog;
 mod connection;
 mod membership;
 mod ring;
@@ -16,20 +17,19 @@ use bytes::Bytes;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
 use uuid::Uuid;
 
+pub use backlog::Earlier;
 pub use connection::{Connection, End};
 pub use membership::{Change, Reading};
 pub use ring::{Entry, Scope};
 
 use crate::config::{Streams, Window};
 use crate::frame::{self, Cursor, GapReason};
+use crate::metrics;
 use membership::Directory;
 use ring::Ring;
 
 /// How long an ended session is remembered: longer than any access token lives.
 const REVOKED_KEPT: Duration = Duration::from_secs(3_700);
-/// How far behind another process of ours this one can be, in events.
-const BEHIND_MAX: u64 = 1_000_000;
-
 /// See the module.
 #[derive(Debug)]
 pub struct Hub {
@@ -46,6 +46,8 @@ struct Inner {
     /// The stream's sequence of the newest event that was looked at.
     position: u64,
     caught_up: bool,
+    /// What the stream holds after this is known to be whole.
+    whole_after: u64,
     ring: Ring,
     directory: Directory,
     revoked: HashMap<Uuid, Instant>,
@@ -75,6 +77,8 @@ pub struct Joined {
 pub enum Refusal {
     /// The user's chats have to be read first.
     NotRead,
+    /// What came after the cursor is no longer in memory; it has to be read from the stream up to `upto`.
+    NotKept { upto: u64 },
     /// The process has not caught up with the stream yet.
     NotReady,
     /// The session has ended.
@@ -91,6 +95,7 @@ impl Hub {
                 epoch: None,
                 position: 0,
                 caught_up: false,
+                whole_after: 0,
                 ring: Ring::new(window.max_events, window.max_bytes),
                 directory: Directory::default(),
                 revoked: HashMap::new(),
@@ -132,8 +137,8 @@ impl Hub {
         self.inner().caught_up
     }
 
-    /// Begins a stream.
-    pub fn join(&self, join: &Join) -> Result<Joined, Refusal> {
+    /// Begins a stream; `earlier` is what was read of the stream for it.
+    pub fn join(&self, join: &Join, earlier: &Earlier) -> Result<Joined, Refusal> {
         let mut inner = self.inner();
         if !inner.caught_up {
             return Err(Refusal::NotReady);
@@ -145,7 +150,7 @@ impl Hub {
             return Err(Refusal::Full);
         }
         let position = inner.cursor().ok_or(Refusal::NotReady)?;
-        let (backlog, after) = inner.backlog(join, position, self.replay_max).ok_or(Refusal::NotRead)?;
+        let backlog = inner.backlog(join, position, earlier, self.replay_max)?;
         let Some(known) = inner.directory.users.get_mut(&join.user) else {
             return Err(Refusal::NotRead);
         };
@@ -157,18 +162,25 @@ impl Hub {
             join.user,
             join.workspace,
             join.session,
-            after,
+            backlog.after,
             self.settings.queue_bytes,
         ));
         known.connections.push(Arc::clone(&connection));
         known.idle_since = None;
         self.streams.fetch_add(1, Ordering::Relaxed);
-        Ok(Joined { connection, backlog })
+        metrics::connected(backlog.beginning, backlog.count);
+        Ok(Joined {
+            connection,
+            backlog: backlog.frames,
+        })
     }
 
     /// A stream is over.
     pub fn leave(&self, connection: &Arc<Connection>) {
-        let mut inner = self.inner();
+        self.remove(&mut self.inner(), connection);
+    }
+
+    fn remove(&self, inner: &mut Inner, connection: &Arc<Connection>) {
         let Some(known) = inner.directory.users.get_mut(&connection.user) else {
             return;
         };
@@ -245,6 +257,7 @@ impl Hub {
         let mut inner = self.inner();
         let changed = inner.epoch.replace(epoch).is_some();
         inner.restart(position);
+        inner.whole_after = 0;
         if changed {
             inner.tell_gap(GapReason::HistoryChanged);
         }
@@ -254,6 +267,7 @@ impl Hub {
     pub fn lost_events(&self, position: u64) {
         let mut inner = self.inner();
         inner.restart(position);
+        inner.whole_after = position;
         inner.tell_gap(GapReason::EventsLost);
     }
 
@@ -291,13 +305,20 @@ impl Hub {
             Change::Left { .. } | Change::None => {}
         }
         inner.position = inner.position.max(entry.sequence);
-        let mut deliveries = 0;
+        let (mut deliveries, mut slow) = (0, Vec::new());
         inner.directory.visit(entry.workspace, entry.scope, |_, known| {
-            for connection in known.connections.iter().filter(|c| c.after < entry.sequence) {
-                connection.push(&entry.frame);
-                deliveries += 1;
+            for connection in known.connections.iter().filter(|c| c.after() < entry.sequence) {
+                if connection.push(&entry.frame) {
+                    deliveries += 1;
+                } else {
+                    slow.push(Arc::clone(connection));
+                }
             }
         });
+        // Nobody polls the stream of a client that does not read, so it cannot take its leave itself.
+        for connection in &slow {
+            self.remove(&mut inner, connection);
+        }
         if let Change::Left { chat, user, version } = change {
             inner.directory.leave(*chat, *user, *version);
         }
@@ -396,58 +417,14 @@ impl Inner {
     fn tell_gap(&self, reason: GapReason) {
         let Some(cursor) = self.cursor() else { return };
         let frame = frame::gap(cursor, reason);
+        let streams: usize = self.directory.users.values().map(|known| known.connections.len()).sum();
+        metrics::gap(reason.as_str(), streams);
         for known in self.directory.users.values() {
             for connection in &known.connections {
                 connection.push(&frame);
+                // Sequences of another history mean nothing.
+                connection.forget_after();
             }
         }
-    }
-
-    /// What a stream begins with and the sequence that it has then; `None` when the user is not known.
-    fn backlog(&self, join: &Join, position: Cursor, replay_max: usize) -> Option<(Vec<Bytes>, u64)> {
-        let known = self.directory.users.get(&join.user)?;
-        let gap = |reason| {
-            Some((
-                vec![frame::gap(position, reason), frame::caught_up(position)],
-                position.sequence,
-            ))
-        };
-        let Some(cursor) = join.cursor else {
-            return if join.unreadable_cursor {
-                gap(GapReason::UnknownCursor)
-            } else {
-                Some((
-                    vec![frame::ready(position), frame::caught_up(position)],
-                    position.sequence,
-                ))
-            };
-        };
-        if cursor.epoch != position.epoch {
-            return gap(GapReason::HistoryChanged);
-        }
-        if cursor.sequence > position.sequence.saturating_add(BEHIND_MAX) {
-            return gap(GapReason::UnknownCursor);
-        }
-        let Some(missed) = self.ring.after(cursor.sequence) else {
-            return gap(GapReason::Expired);
-        };
-        let mut backlog = vec![Bytes::new()];
-        backlog.extend(
-            missed
-                .filter(|entry| known.may_get(join.user, entry.workspace, entry.scope))
-                .map(|entry| entry.frame.clone())
-                .take(replay_max + 1),
-        );
-        let count = backlog.len() - 1;
-        if count > replay_max {
-            return gap(GapReason::TooMany);
-        }
-        let reached = Cursor {
-            sequence: position.sequence.max(cursor.sequence),
-            ..position
-        };
-        backlog[0] = frame::resumed(count);
-        backlog.push(frame::caught_up(reached));
-        Some((backlog, reached.sequence))
     }
 }

@@ -79,6 +79,11 @@ impl Ring {
         Some(self.entries.range(first..))
     }
 
+    /// Everything after this sequence is here.
+    pub const fn start_after(&self) -> u64 {
+        self.start_after
+    }
+
     /// Events and bytes held.
     pub fn size(&self) -> (usize, usize) {
         (self.entries.len(), self.bytes)

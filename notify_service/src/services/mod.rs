@@ -2,6 +2,7 @@
 
 pub mod ephemeral;
 pub mod readings;
+pub mod replay;
 pub mod tickets;
 pub mod typing;
 pub mod upkeep;

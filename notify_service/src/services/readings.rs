@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
 use crate::hub::{Hub, Reading};
+use crate::metrics;
 use crate::repositories::memberships;
 
 /// Reads at most so many users at a time that the pool is never exhausted by them.
@@ -65,6 +66,7 @@ impl Readings {
         let memberships = memberships::of_users(&self.pool, &[user]).await.map_err(unavailable)?;
         if let Some(mark) = begun.mark.take() {
             hub.end_reading(user, workspace, mark, &Reading { memberships, at });
+            metrics::membership_read();
         }
         Ok(true)
     }

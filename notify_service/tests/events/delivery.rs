@@ -91,7 +91,7 @@ async fn cursors_that_lead_nowhere_are_a_gap() {
         ("nonsense", "unknown_cursor"),
         (far.as_str(), "unknown_cursor"),
         (other_history.as_str(), "history_changed"),
-        (cursors[0].as_str(), "expired"),
+        (cursors[0].as_str(), "too_many"),
         (cursors[1].as_str(), "too_many"),
     ] {
         let (sse, frames) = world.follow(&notify, ada, Some(cursor)).await;
@@ -174,6 +174,21 @@ async fn only_members_get_a_message_and_a_removed_one_none_after_the_removal() {
     assert_eq!(frames[0].data, json!({"count": 0}));
 }
 
+/// The events that come, with their chats.
+async fn chats_of(sse: &mut crate::world::Sse) -> Vec<(String, i64)> {
+    let mut seen = Vec::new();
+    loop {
+        let Some(frame) = sse.within(Duration::from_millis(500)).await else {
+            return seen;
+        };
+        let chat = ["chat", "message"].iter().find_map(|of| {
+            let part = &frame.data[*of];
+            part["chat_id"].as_i64().or(part["id"].as_i64())
+        });
+        seen.push((frame.event, chat.or(frame.data["chat_id"].as_i64()).expect("a chat")));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_chat_reaches_its_members_and_reading_reaches_whom_it_concerns() {
     let mut world = World::new().await;
@@ -198,20 +213,6 @@ async fn a_new_chat_reaches_its_members_and_reading_reaches_whom_it_concerns() {
             .await;
         world.send(chat, ada, 1, "end").await;
     }
-    async fn of_group(sse: &mut crate::world::Sse) -> Vec<(String, i64)> {
-        let mut seen = Vec::new();
-        // The two chats are in different shards or not; each is in order.
-        loop {
-            let Some(frame) = sse.within(Duration::from_millis(500)).await else {
-                return seen;
-            };
-            let chat = ["chat", "message"].iter().find_map(|of| {
-                let part = &frame.data[*of];
-                part["chat_id"].as_i64().or(part["id"].as_i64())
-            });
-            seen.push((frame.event, chat.or(frame.data["chat_id"].as_i64()).unwrap()));
-        }
-    }
     let expected = |all: &[(&str, i64)]| all.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect::<Vec<_>>();
     let both = [
         ("chat.created", group.id),
@@ -220,11 +221,11 @@ async fn a_new_chat_reaches_its_members_and_reading_reaches_whom_it_concerns() {
         ("message.created", group.id),
     ];
     assert_eq!(
-        of_group(&mut of_ada).await,
+        chats_of(&mut of_ada).await,
         expected(&[&both[..], &[("message.created", channel.id)]].concat())
     );
     assert_eq!(
-        of_group(&mut of_bob).await,
+        chats_of(&mut of_bob).await,
         expected(
             &[
                 &both[..],
@@ -234,7 +235,51 @@ async fn a_new_chat_reaches_its_members_and_reading_reaches_whom_it_concerns() {
         )
     );
     assert_eq!(
-        of_group(&mut of_eve).await,
+        chats_of(&mut of_eve).await,
         expected(&[("chat.created", channel.id), ("message.created", channel.id)])
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_longer_in_memory_is_read_back_from_the_stream() {
+    let mut world = World::new().await;
+    let ada = world.workspace("late").await;
+    let bob = world.user(ada.workspace).await;
+    let stranger = world.workspace("late-elsewhere").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let other = world.chat(ChatKind::PrivateChannel, &[bob]).await;
+    let elsewhere = world.chat(ChatKind::PrivateChannel, &[stranger]).await;
+    let notify = world.notify(&[("WINDOW__MAX_EVENTS", "3")]).await;
+    let (sse, _) = world.follow(&notify, ada, None).await;
+    let start = sse.cursor.clone();
+    drop(sse);
+    for seq in 1..=20 {
+        world.send(chat, ada, seq, &seq.to_string()).await;
+        world.send(other, bob, seq, "not for ada").await;
+        world.send(elsewhere, stranger, seq, "nor this").await;
+    }
+    let expected: Vec<String> = (1..=20).map(|seq: i64| seq.to_string()).collect();
+    let (sse, frames) = world.follow(&notify, ada, start.as_deref()).await;
+    let mut sse = sse;
+    let mut frames = frames;
+    while frames.len() < 21 {
+        frames.push(sse.next().await.unwrap());
+    }
+    assert_eq!(frames[0].event, "resumed");
+    assert_eq!(contents(&frames[1..]), expected);
+    // A process that starts reads the same.
+    let second = world.notify(&[("WINDOW__MAX_EVENTS", "2")]).await;
+    let (_, frames) = world.follow(&second, ada, start.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"count": 20}));
+    assert_eq!(contents(&frames[1..]), expected);
+    // What the stream itself has lost is a gap.
+    let stream = world
+        .publisher
+        .context
+        .get_stream(fechatter_core::events::STREAM)
+        .await
+        .unwrap();
+    stream.purge().sequence(30).await.unwrap();
+    let (_, frames) = world.follow(&second, ada, start.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"reason": "expired"}));
 }

@@ -19,7 +19,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use client::{Frame, Sse};
-pub use writes::{Chat, Publisher, User};
+pub use writes::{Publisher, User};
 
 /// Longest wait for a state that must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -175,6 +175,18 @@ impl World {
         let url = format!("http://127.0.0.1:{}/metrics", notify.admin_port);
         let answer = self.http.get(url).send().await.expect("an answer");
         answer.text().await.expect("text")
+    }
+
+    /// The sum of a metric over its labels, if it is there.
+    pub async fn metric(&self, notify: &Notify, name: &str) -> Option<f64> {
+        let text = self.metrics(notify).await;
+        text.lines()
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .reduce(|sum, value| sum + value)
     }
 }
 
