@@ -55,9 +55,16 @@ impl Launcher {
         self.lines.lock().unwrap().join("\n")
     }
 
-    fn until_says(&self, what: &str) {
-        let said = wait::until(PATIENCE, what, || self.text().contains(what).then_some(()));
-        assert!(said.is_ok(), "the launcher never said {what:?}:\n{}", self.text());
+    fn until_says(&mut self, what: &str) {
+        let said = wait::until(PATIENCE, what, || {
+            let ended = self.child.try_wait().unwrap().is_some();
+            (ended || self.text().contains(what)).then_some(())
+        });
+        assert!(
+            said.is_ok() && self.text().contains(what),
+            "the launcher never said {what:?}:\n{}",
+            self.text()
+        );
     }
 
     fn end(&mut self, signal: Signal) -> Option<i32> {
