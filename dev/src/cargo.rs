@@ -100,19 +100,37 @@ pub(crate) fn require(what: &str, args: &[&str], env: &[(&str, &str)], stop: &St
     bail!("{what} failed (cargo {}); its messages are above", args.join(" "))
 }
 
-/// Builds all binaries and returns their folder.
+/// What is built.
 ///
-/// The whole workspace also where a part would do: with other features of shared dependencies, a part is built from
-/// scratch instead of sharing what other commands have built.
-pub(crate) fn build(release: bool, stop: &Stop) -> anyhow::Result<PathBuf> {
-    let mut args = vec!["build", "--workspace", "--message-format", "json-render-diagnostics"];
-    if release {
-        args.push("--release");
+/// Always the whole workspace: a part of it has other features of shared dependencies, and would be built from scratch
+/// instead of sharing what was built before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Build {
+    Debug,
+    Release,
+    /// With the tests, which add features to dependencies.
+    Tests,
+}
+
+/// Builds all binaries and returns their folder.
+pub(crate) fn build(what: Build, stop: &Stop) -> anyhow::Result<PathBuf> {
+    let mut args = vec![
+        "build",
+        "--workspace",
+        "--message-format",
+        "json-render-diagnostics",
+        "--bins",
+    ];
+    match what {
+        Build::Debug => {}
+        Build::Release => args.push("--release"),
+        Build::Tests => args.push("--tests"),
     }
     let mut folder = None;
     let built = run(&args, &[], stop, |line| {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        if let Some(path) = message["executable"].as_str() {
+        let is_binary = message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false;
+        if let Some(path) = message["executable"].as_str().filter(|_| is_binary) {
             folder = Path::new(path).parent().map(Path::to_owned);
         }
     })?;

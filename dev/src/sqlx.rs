@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use dev::{install, postgres, tools};
 
-use crate::cargo::{self, Stop, repository};
+use crate::cargo::{self, Build, Stop, repository};
 use crate::lines::say;
 
 /// Options of `cargo dev sqlx`.
@@ -25,15 +25,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
     let root = repository();
-    let binaries = cargo::build(false, &stop)?;
-    let server = postgres::Server::temporary()?;
-    server.psql("postgres", "CREATE DATABASE queries")?;
-    let url = server.url("queries");
-    tools::run(Command::new(binaries.join("migrations")).env("DATABASE_URL", &url))?;
-
-    let fresh = tempfile::tempdir()?;
+    // The macros run again only for crates that changed. Changed before the build, these stay built for what comes after.
     for name in CRATES {
-        // The macros run again only for crates that changed.
         let lib = root.join(name).join("src/lib.rs");
         let file = std::fs::File::options()
             .append(true)
@@ -41,14 +34,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .with_context(|| lib.display().to_string())?;
         file.set_modified(std::time::SystemTime::now())?;
     }
+    let binaries = cargo::build(Build::Tests, &stop)?;
+    let server = postgres::Server::temporary()?;
+    server.psql("postgres", "CREATE DATABASE queries")?;
+    let url = server.url("queries");
+    tools::run(Command::new(binaries.join("migrations")).env("DATABASE_URL", &url))?;
+
+    let fresh = tempfile::tempdir()?;
     let offline = fresh.path().display().to_string();
     let env = [
         ("DATABASE_URL", url.as_str()),
         ("SQLX_OFFLINE", "false"),
         ("SQLX_OFFLINE_DIR", offline.as_str()),
     ];
-    let packages: Vec<&str> = CRATES.iter().flat_map(|name| ["-p", name]).collect();
-    let check = [&["check", "--all-targets"], &packages[..]].concat();
+    let check = ["check", "--workspace", "--all-targets"];
     cargo::require("checking the queries", &check, &env, &stop)?;
 
     let (new, old) = (read(fresh.path())?, read(&root.join(".sqlx"))?);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::bail;
 use dev::install;
 
-use crate::cargo::{self, Stop};
+use crate::cargo::{self, Build, Stop};
 use crate::lines::{say, show};
 
 /// Options of `cargo dev test`.
@@ -29,7 +29,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         step("lints", &lints, &stop)?;
     }
     // The end-to-end tests run the real binaries.
-    step("building", &["build", "--workspace"], &stop)?;
+    say("building");
+    cargo::build(Build::Tests, &stop)?;
     let outcome = tests(&args.rest, &stop)?;
     say(&format!("took {} s", started.elapsed().as_secs()));
     let Outcome {

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use dev::platform::{Options, Platform, Ports};
 use dev::{install, ports, seed};
 
-use crate::cargo::{self, Stop};
+use crate::cargo::{self, Build, Stop};
 use crate::lines::{Follower, say, show};
 
 /// Options of `cargo dev up`.
@@ -85,7 +85,8 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
     } else {
         install::everything(&say)?;
         say("building (the first time takes some minutes)");
-        cargo::build(args.release, stop)?
+        let what = if args.release { Build::Release } else { Build::Debug };
+        cargo::build(what, stop)?
     };
     let mut follower = Follower::new(data);
     let options = Options {
