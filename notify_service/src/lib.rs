@@ -1,7 +1,7 @@
 //! Live delivery: reads the event stream once per process and brings each event to the devices that may see it.
 //!
 //! `consumer` feeds the `hub`; `handlers` attach clients to it. Membership is read from PostgreSQL when a user connects and
-//! follows the events from there. Nothing here writes to PostgreSQL.
+//! follows the events from there. Nothing here writes to PostgreSQL but dead letters.
 
 pub mod config;
 pub mod consumer;

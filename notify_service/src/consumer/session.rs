@@ -20,6 +20,7 @@ use super::positions::{Place, Verdict};
 use super::{Consumer, FIRST_PAUSE, interpret};
 use crate::frame::Cursor;
 use crate::metrics;
+use crate::repositories::dead_letters;
 
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -247,6 +248,12 @@ impl Consumer {
             Err(error) => {
                 metrics::unreadable();
                 tracing::error!(%error, sequence, subject = %message.subject, "an unreadable event was passed over");
+                let (subject, reason) = (message.subject.as_str(), error.to_string());
+                let kept = dead_letters::keep(&self.pool, cursor, subject, &reason, &message.payload).await;
+                // One bad event never holds up the ones behind it: it stays in the stream too.
+                if let Err(error) = kept {
+                    tracing::error!(%error, sequence, "an unreadable event could not be kept as a dead letter");
+                }
             }
         }
         self.pass(sequence);

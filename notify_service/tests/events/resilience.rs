@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use fechatter_core::chat::ChatKind;
+use fechatter_core::events::EventType;
 use rand::RngExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -278,4 +279,31 @@ async fn a_process_that_stops_ends_its_streams_and_another_takes_over() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_event_becomes_a_dead_letter_and_stops_nothing() {
+    let mut world = World::new().await;
+    let ada = world.workspace("poison").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let (notify, second) = (world.notify(&[]).await, world.notify(&[]).await);
+    let (mut sse, _) = world.follow(&notify, ada, None).await;
+    let (mut of_second, _) = world.follow(&second, ada, None).await;
+    let poison = world
+        .publisher
+        .publish(
+            EventType::MessageCreated,
+            chat.workspace,
+            chat.id,
+            json!({"message": "none"}),
+        )
+        .await;
+    world.send(chat, ada, 1, "behind it").await;
+    assert_eq!(sse.next().await.unwrap().data["message"]["seq"], 1);
+    assert_eq!(of_second.next().await.unwrap().data["message"]["seq"], 1);
+    let kept: Vec<(String, i64)> = sqlx::query_as("SELECT consumer, stream_sequence FROM dead_letters")
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(kept, [("notify_service".to_owned(), i64::try_from(poison).unwrap())]);
 }
