@@ -3,6 +3,7 @@
 mod client;
 mod collector;
 mod flow;
+mod session;
 mod trace;
 
 use std::time::Duration;
