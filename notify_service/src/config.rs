@@ -1,4 +1,4 @@
-//! notify_service's configuration; environment prefix `FECHATTER_NOTIFY__`.
+//! The configuration of notify_service; environment prefix `FECHATTER_NOTIFY__`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,13 +15,13 @@ pub const ENV_PREFIX: &str = "FECHATTER_NOTIFY__";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the gateway reaches this service.
+    /// Where the gateway reaches the streams.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
     /// `/live`, `/ready`, `/metrics`; never public.
     #[serde(default = "default_admin_listen")]
     pub admin_listen: SocketAddr,
-    /// Seconds over which streams end after SIGTERM, 0 to 600.
+    /// Seconds over which streams are closed after SIGTERM, so that clients do not return all at once, 0 to 600.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
     #[serde(default)]
@@ -32,9 +32,11 @@ pub struct Config {
     #[serde(default)]
     pub auth: TokenCheck,
     #[serde(default)]
-    pub streams: Streams,
+    pub ring: RingConfig,
     #[serde(default)]
-    pub window: Window,
+    pub replay: ReplayConfig,
+    #[serde(default)]
+    pub stream: StreamConfig,
 }
 
 fn default_listen() -> SocketAddr {
@@ -49,96 +51,172 @@ const fn default_drain_seconds() -> u64 {
     20
 }
 
-/// `[streams]`: the streams of clients.
+/// `[ring]`: the newest events, in memory.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Streams {
-    /// Bytes that may wait for a slow client, 4,096 to 16,777,216; over it its stream ends and it resumes by its cursor.
+pub struct RingConfig {
+    /// Most events, 1 to 10,000,000. As many are read back at start.
+    pub max_events: usize,
+    /// Most bytes, 64 KiB to 64 GiB.
+    pub max_bytes: usize,
+}
+
+impl Default for RingConfig {
+    fn default() -> Self {
+        Self {
+            max_events: 65_536,
+            max_bytes: 64 << 20,
+        }
+    }
+}
+
+/// `[replay]`: what a returning client gets before it is told to reload.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplayConfig {
+    /// Most events of a backlog, 1 to 1,000,000.
+    pub max_events: usize,
+    /// Most bytes of a backlog, 1 KiB to 1 GiB.
+    pub max_bytes: usize,
+    /// Most events of the stream that are looked through for a backlog that the ring no longer holds, 1 to 10,000,000.
+    pub max_scanned: u64,
+    /// Backlogs read from the stream at the same time, 1 to 1,000.
+    pub concurrent: usize,
+    /// Memory for parts of the stream that were read, shared by all readers, 64 KiB to 64 GiB.
+    pub cache_bytes: u64,
+}
+
+impl Default for ReplayConfig {
+    fn default() -> Self {
+        Self {
+            max_events: 10_000,
+            max_bytes: 8 << 20,
+            max_scanned: 200_000,
+            concurrent: 8,
+            cache_bytes: 64 << 20,
+        }
+    }
+}
+
+/// `[stream]`: the streams to clients.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamConfig {
+    /// Bytes of live events that may wait for one client, 4 KiB to 64 MiB; over it the stream is closed.
     pub queue_bytes: usize,
-    /// Mean time between heartbeats, 1,000 to 25,000 ms; each stream takes its own within a quarter of it.
-    pub heartbeat_ms: u64,
-    /// Mean life of a stream, 1 to 86,400 s; each takes its own within a fifth of it.
-    pub rotation_seconds: u64,
-    /// A stream ends this long before its token expires, 0 to 600 s.
-    pub reauth_seconds: u64,
-    /// Longest time that one write may wait for a client that does not read, 1 to 600 s; then its connection is closed.
+    /// Least and most seconds between two heartbeats, 1 to 600.
+    pub heartbeat_min_seconds: u64,
+    pub heartbeat_max_seconds: u64,
+    /// About how many seconds a stream lives before the client is made to return, 5 to 86,400.
+    pub rotate_seconds: u64,
+    /// Seconds before its token's expiry that a stream ends, 1 to 300; less when the token has less to live.
+    pub reauth_lead_seconds: u64,
+    /// Seconds that one write may take before the connection is given up, 1 to 600.
     pub write_seconds: u64,
-    /// Most streams of this process, 1 to 10,000,000; further ones get 503.
-    pub max: usize,
-    /// Most streams of one user in this process, 1 to 10,000; a further one ends the oldest.
-    pub max_of_user: usize,
-    /// How long the membership of somebody without a stream is kept current, 0 to 3,600 s, for cheap reconnects.
+    /// Milliseconds after which a client is to return, 100 to 60,000 (`retry:`).
+    pub retry_ms: u64,
+    /// Streams of this process, 1 to 1,000,000.
+    pub max_streams: usize,
+    /// Streams of one user, 1 to 1,000; over it the oldest ends.
+    pub max_streams_per_user: usize,
+    /// Seconds that the chats of a user without a stream are kept current, 0 to 86,400.
     pub linger_seconds: u64,
 }
 
-impl Default for Streams {
+impl Default for StreamConfig {
     fn default() -> Self {
         Self {
-            queue_bytes: 256 * 1024,
-            heartbeat_ms: 20_000,
-            rotation_seconds: 600,
-            reauth_seconds: 10,
+            queue_bytes: 1 << 20,
+            heartbeat_min_seconds: 15,
+            heartbeat_max_seconds: 25,
+            rotate_seconds: 600,
+            reauth_lead_seconds: 15,
             write_seconds: 30,
-            max: 100_000,
-            max_of_user: 50,
-            linger_seconds: 120,
+            retry_ms: 1_000,
+            max_streams: 100_000,
+            max_streams_per_user: 32,
+            linger_seconds: 300,
         }
     }
 }
 
-impl Streams {
-    /// Mean time between heartbeats.
-    pub const fn heartbeat(&self) -> Duration {
-        Duration::from_millis(self.heartbeat_ms)
-    }
-}
-
-/// `[window]`: the events kept in memory for those who reconnect.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Window {
-    /// Most events, 1 to 10,000,000.
-    pub max_events: usize,
-    /// Most bytes of them, 1,024 to 17,179,869,184.
-    pub max_bytes: usize,
-    /// How far back a process that starts reads the stream, 0 to 3,600 s.
-    pub start_seconds: i64,
-    /// Most events that one client gets when it reconnects, 1 to 1,000,000; one that missed more reloads.
-    pub replay_max: usize,
-}
-
-impl Default for Window {
-    fn default() -> Self {
-        Self {
-            max_events: 200_000,
-            max_bytes: 128 * 1024 * 1024,
-            start_seconds: 600,
-            replay_max: 10_000,
-        }
+impl StreamConfig {
+    /// How long a user without a stream is remembered.
+    pub const fn linger(&self) -> Duration {
+        Duration::from_secs(self.linger_seconds)
     }
 }
 
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
+        faults.range("drain_seconds", self.drain_seconds, 0, 600);
+        if self.listen == self.admin_listen && self.listen.port() != 0 {
+            faults.add("admin_listen", "must differ from listen");
+        }
         self.database.validate(faults);
         self.nats.validate(faults);
         self.auth.validate(faults);
-        let (streams, window) = (&self.streams, &self.window);
-        faults.range("drain_seconds", self.drain_seconds, 0, 600);
-        faults.range("streams.queue_bytes", streams.queue_bytes, 4_096, 16 * 1024 * 1024);
-        faults.range("streams.heartbeat_ms", streams.heartbeat_ms, 1_000, 25_000);
-        faults.range("streams.rotation_seconds", streams.rotation_seconds, 1, 86_400);
-        faults.range("streams.reauth_seconds", streams.reauth_seconds, 0, 600);
-        faults.range("streams.write_seconds", streams.write_seconds, 1, 600);
-        faults.range("streams.max", streams.max, 1, 10_000_000);
-        faults.range("streams.max_of_user", streams.max_of_user, 1, 10_000);
-        faults.range("streams.linger_seconds", streams.linger_seconds, 0, 3_600);
-        faults.range("window.max_events", window.max_events, 1, 10_000_000);
-        faults.range("window.max_bytes", window.max_bytes, 1_024, 16 * 1024 * 1024 * 1024);
-        faults.range("window.start_seconds", window.start_seconds, 0, 3_600);
-        faults.range("window.replay_max", window.replay_max, 1, 1_000_000);
-        if self.listen == self.admin_listen {
-            faults.add("admin_listen", "must differ from listen");
-        }
+        faults.range("ring.max_events", self.ring.max_events, 1, 10_000_000);
+        faults.range("ring.max_bytes", self.ring.max_bytes, 64 << 10, 64 << 30);
+        let replay = &self.replay;
+        faults.range("replay.max_events", replay.max_events, 1, 1_000_000);
+        faults.range("replay.max_bytes", replay.max_bytes, 1 << 10, 1 << 30);
+        faults.range("replay.max_scanned", replay.max_scanned, 1, 10_000_000);
+        faults.range("replay.concurrent", replay.concurrent, 1, 1_000);
+        faults.range("replay.cache_bytes", replay.cache_bytes, 64 << 10, 64 << 30);
+        self.stream.validate(faults);
+    }
+}
+
+impl Validate for StreamConfig {
+    fn validate(&self, faults: &mut Faults) {
+        faults.range("stream.queue_bytes", self.queue_bytes, 4 << 10, 64 << 20);
+        faults.range("stream.heartbeat_min_seconds", self.heartbeat_min_seconds, 1, 600);
+        faults.range(
+            "stream.heartbeat_max_seconds",
+            self.heartbeat_max_seconds,
+            self.heartbeat_min_seconds,
+            600,
+        );
+        faults.range("stream.rotate_seconds", self.rotate_seconds, 5, 86_400);
+        faults.range("stream.reauth_lead_seconds", self.reauth_lead_seconds, 1, 300);
+        faults.range("stream.write_seconds", self.write_seconds, 1, 600);
+        faults.range("stream.retry_ms", self.retry_ms, 100, 60_000);
+        faults.range("stream.max_streams", self.max_streams, 1, 1_000_000);
+        faults.range("stream.max_streams_per_user", self.max_streams_per_user, 1, 1_000);
+        faults.range("stream.linger_seconds", self.linger_seconds, 0, 86_400);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid_and_faults_name_key_and_range() {
+        let parse = |stream: &str| -> Config {
+            serde_json::from_str(&format!(
+                r#"{{"database": {{"url": "postgres://x"}}, "stream": {stream}}}"#
+            ))
+            .expect("a configuration")
+        };
+        let lines = |config: &Config| {
+            let mut faults = Faults::default();
+            config.validate(&mut faults);
+            faults.into_lines()
+        };
+        assert_eq!(lines(&parse("{}")), Vec::<String>::new());
+        let wrong = lines(&parse(
+            r#"{"heartbeat_min_seconds": 20, "heartbeat_max_seconds": 10, "queue_bytes": 1}"#,
+        ));
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
+        assert!(
+            wrong[0].starts_with("stream.queue_bytes: 1 is out of range, 4096 to"),
+            "{wrong:?}"
+        );
+        assert!(
+            wrong[1].starts_with("stream.heartbeat_max_seconds: 10 is out of range, 20 to"),
+            "{wrong:?}"
+        );
     }
 }

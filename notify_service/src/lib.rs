@@ -1,15 +1,25 @@
-//! Live delivery: reads the event stream once per process and brings each event to the devices that may see it.
+//! Live delivery: one ordered JetStream consumer per process, the newest events in memory, Server-Sent Events to every
+//! device.
 //!
-//! `consumer` feeds the `hub`; `handlers` attach clients to it. Membership is read from PostgreSQL when a user connects and
-//! follows the events from there. Nothing here writes to PostgreSQL but dead letters.
+//! `consumer` reads the stream and publishes each event to the `hub`, which keeps the `ring`, the `membership` of the
+//! users it knows, and the `connection` of each stream. `handlers` → `services` → `repositories` open streams; `body` is
+//! what hyper polls. Nothing here writes to PostgreSQL but dead letters, and nothing decides who sees what but membership
+//! as it is now.
 
+pub mod body;
 pub mod config;
+pub mod connection;
 pub mod consumer;
-pub mod frame;
+pub mod cursor;
+pub mod ephemeral;
+pub mod event;
 pub mod handlers;
 pub mod hub;
+pub mod membership;
 pub mod metrics;
+pub mod positions;
 pub mod repositories;
+pub mod ring;
 pub mod services;
 pub mod state;
 
@@ -22,12 +32,12 @@ pub use state::AppState;
 /// Every documented route with its handler.
 fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
-        .routes(routes!(handlers::events::stream))
-        .routes(routes!(handlers::tickets::issue))
-        .routes(routes!(handlers::typing::tell))
+        .routes(routes!(handlers::stream::events))
+        .routes(routes!(handlers::tickets::create_ticket))
+        .routes(routes!(handlers::typing::typing))
 }
 
-/// The OpenAPI document of the event routes, to be merged into the public one.
+/// The OpenAPI document of these routes, to be merged into the public one.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     documented().into_openapi()
 }

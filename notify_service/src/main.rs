@@ -8,21 +8,31 @@ use std::time::Duration;
 use clap::Parser;
 use fechatter_core::health::Status;
 use fechatter_core::token::Verifier;
+use rand::seq::SliceRandom;
 use secrecy::ExposeSecret;
 use service_runtime::auth::Authenticator;
 use service_runtime::process::{self, Process};
 use service_runtime::{admin, health, jwks, nats, serve};
+use tokio_util::sync::CancellationToken;
 
 use notify_service::config::{Config, ENV_PREFIX};
+use notify_service::connection::End;
 use notify_service::consumer::Consumer;
 use notify_service::hub::Hub;
-use notify_service::services::readings::Readings;
+use notify_service::metrics::Metrics;
+use notify_service::services::loader::Loader;
 use notify_service::services::replay::Replay;
+use notify_service::services::streams::Streams;
 use notify_service::services::tickets::Tickets;
 use notify_service::services::typing::Typing;
-use notify_service::{AppState, metrics, repositories, router, services};
+use notify_service::{AppState, ephemeral, repositories, router};
 
-/// Live events of Fechatter by Server-Sent Events.
+/// How often users without a stream are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Time for the answers in flight after the last stream has been closed.
+const AFTER_DRAIN: Duration = Duration::from_secs(5);
+
+/// Live delivery for Fechatter.
 #[derive(Parser)]
 #[command(name = "notify_service", version)]
 struct Args {
@@ -44,53 +54,58 @@ fn main() -> ExitCode {
 
 async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
+    // Streams go on while they are drained, and events with them.
+    let stop = CancellationToken::new();
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
     let client = nats::connect(&config.nats, "notify").await?;
+    let context = async_nats::jetstream::new(client.clone());
+
     let verifier = Arc::new(Verifier::new(
         &config.auth.issuer,
         &config.auth.audience,
         config.auth.remembered_tokens,
     ));
-    let refresher = jwks::spawn(config.auth.jwks_url.clone(), Arc::clone(&verifier), shutdown.clone());
+    let refresher = jwks::spawn(config.auth.jwks_url.clone(), Arc::clone(&verifier), stop.clone());
 
-    let hub = Hub::new(config.streams.clone(), &config.window);
-    metrics::observe(&hub);
+    let hub = Arc::new(Hub::new(&config, Metrics::default()));
     let consumer = Consumer::new(
         client.clone(),
-        pool.clone(),
         Arc::clone(&hub),
-        config.window.start_seconds,
-        shutdown.clone(),
+        pool.clone(),
+        config.ring.max_events,
+        stop.clone(),
     );
     let consumer_status = consumer.status();
     let consuming = consumer.spawn();
-    tokio::spawn(services::ephemeral::run(
-        client.clone(),
-        Arc::clone(&hub),
-        shutdown.clone(),
-    ));
-    let drain = Duration::from_secs(config.drain_seconds);
-    tokio::spawn(services::upkeep::run(Arc::clone(&hub), shutdown.clone(), drain));
+    tokio::spawn(ephemeral::receive(client.clone(), Arc::clone(&hub), stop.clone()));
+    tokio::spawn(sweep(Arc::clone(&hub), stop.clone()));
 
-    // One connection stays free for the consumer and one for `/health`.
-    let at_once = usize::try_from(config.database.max_connections.saturating_sub(2)).unwrap_or(1);
     let state = AppState {
         authenticator: Authenticator {
             verifier: Arc::clone(&verifier),
             refresher: Some(refresher),
         },
-        hub: Arc::clone(&hub),
-        readings: Readings::new(pool.clone(), at_once),
-        replay: Arc::new(Replay::new(client.clone(), config.window.replay_max as u64)),
-        tickets: Arc::new(Tickets::new(client.clone(), config.nats.stream_replicas)),
-        typing: Arc::new(Typing::new(client.clone(), pool.clone(), Arc::clone(&hub))),
+        streams: Streams {
+            hub: Arc::clone(&hub),
+            loader: Loader::spawn(Arc::clone(&hub), pool.clone(), stop.clone()),
+            replay: Arc::new(Replay::new(context.clone(), &config.replay)),
+        },
+        tickets: Tickets::new(context, Arc::clone(&hub), config.nats.stream_replicas),
+        typing: Typing::new(client.clone(), pool.clone(), Arc::clone(&hub)),
     };
     let health_pool = pool.clone();
     let checks = health::Checks::default()
-        // Open streams go on without PostgreSQL, and known users reconnect.
+        // Live streams of users who are known go on without PostgreSQL; new users wait.
         .with("postgres", Status::Degraded, move || {
-            repositories::health::ping(health_pool.clone())
+            let pool = health_pool.clone();
+            async move {
+                repositories::ping(&pool)
+                    .await
+                    .map(|()| None)
+                    .map_err(|error| error.to_string())
+            }
         })
+        // What happens meanwhile is delivered when it is back.
         .with("nats", Status::Degraded, move || {
             let result = nats::check(&client);
             async move { result }
@@ -101,36 +116,64 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         });
 
     let listener = serve::bind(config.listen, "listen").await?;
-    let ready_shutdown = shutdown.clone();
-    let ready: admin::Readiness = Arc::new(move || {
-        if ready_shutdown.is_cancelled() {
-            Err("draining".to_owned())
-        } else if !verifier.is_ready() {
-            Err("no signing keys yet".to_owned())
-        } else if hub.is_ready() {
-            Ok(())
-        } else {
-            Err("not caught up with the event stream yet".to_owned())
-        }
-    });
-    let admin_stop = tokio_util::sync::CancellationToken::new();
+    let ready = readiness(Arc::clone(&hub), verifier, shutdown.clone());
+    let admin_stop = CancellationToken::new();
     admin::serve(config.admin_listen, admin::router(ready), admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 
+    let drain = Duration::from_secs(config.drain_seconds);
+    tokio::spawn(drain_streams(Arc::clone(&hub), shutdown.clone(), drain));
     let options = serve::Options {
-        drain,
+        drain: drain + AFTER_DRAIN,
         // Streams are many and mostly idle.
-        http1_buffer: 16 * 1024,
-        write_timeout: Some(Duration::from_secs(config.streams.write_seconds)),
+        http1_buffer: 8 * 1024,
+        write_timeout: Some(Duration::from_secs(config.stream.write_seconds)),
     };
     let app = router(state, checks.routes());
-    let consumer_guard = process::critical("event consumer", &shutdown, consuming);
+    let consumer_guard = process::critical("event consumer", &stop, consuming);
     tokio::pin!(consumer_guard);
     tokio::select! {
-        () = serve::serve(listener, app, shutdown.clone(), options) => consumer_guard.await?,
+        () = serve::serve(listener, app, shutdown, options) => {
+            stop.cancel();
+            consumer_guard.await?;
+        }
         result = &mut consumer_guard => result?,
     }
     admin_stop.cancel();
     pool.close().await;
     Ok(())
+}
+
+fn readiness(hub: Arc<Hub>, verifier: Arc<Verifier>, shutdown: CancellationToken) -> admin::Readiness {
+    Arc::new(move || {
+        if shutdown.is_cancelled() {
+            Err("draining".to_owned())
+        } else if !verifier.is_ready() {
+            Err("no signing keys yet".to_owned())
+        } else if !hub.is_caught_up() {
+            Err("the event stream has not been read yet".to_owned())
+        } else {
+            Ok(())
+        }
+    })
+}
+
+async fn sweep(hub: Arc<Hub>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(SWEEP)).await.is_some() {
+        hub.sweep();
+    }
+}
+
+/// Closes streams one after the other over the drain time, in no order: their clients return to other replicas by and
+/// by.
+async fn drain_streams(hub: Arc<Hub>, shutdown: CancellationToken, drain: Duration) {
+    shutdown.cancelled().await;
+    let mut streams = hub.drain();
+    streams.shuffle(&mut rand::rng());
+    let started = tokio::time::Instant::now();
+    let step = drain / u32::try_from(streams.len().max(1)).unwrap_or(u32::MAX);
+    for (number, stream) in (0..).zip(streams) {
+        tokio::time::sleep_until(started + step * number).await;
+        stream.end(End::Draining);
+    }
 }

@@ -1,28 +1,56 @@
 //! What this process measures. Labels are bounded sets.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram};
-use time::OffsetDateTime;
+use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 
-use crate::hub::{End, Hub};
+use crate::connection::End;
 
-struct Instruments {
-    connects: Counter<u64>,
-    ends: Counter<u64>,
-    gaps: Counter<u64>,
-    deliveries: Counter<u64>,
-    latency: Histogram<f64>,
-    replayed: Counter<u64>,
-    unreadable: Counter<u64>,
-    sessions: Counter<u64>,
-    readings: Counter<u64>,
+/// Where the events of a backlog came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Ring,
+    Stream,
 }
 
-fn instruments() -> &'static Instruments {
-    static INSTRUMENTS: OnceLock<Instruments> = OnceLock::new();
-    INSTRUMENTS.get_or_init(|| {
+impl Source {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// The instruments.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    streams: UpDownCounter<i64>,
+    connects: Counter<u64>,
+    ends: Counter<u64>,
+    lifetime: Histogram<f64>,
+    deliveries: Counter<u64>,
+    latency: Histogram<f64>,
+    replays: Counter<u64>,
+    replayed: Counter<u64>,
+    gaps: Counter<u64>,
+    slow: Counter<u64>,
+    ephemeral: Counter<u64>,
+    consumed: Counter<u64>,
+    dropped: Counter<u64>,
+    dead_letters: Counter<u64>,
+    consumer_starts: Counter<u64>,
+    lag: Gauge<u64>,
+    ring_bytes: Gauge<u64>,
+    ring_events: Gauge<u64>,
+    known_users: Gauge<u64>,
+    loads: Counter<u64>,
+    tickets: Counter<u64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
         let meter = opentelemetry::global::meter("notify_service");
         let counter = |name: &'static str, unit: &'static str, description: &'static str| {
             meter
@@ -31,106 +59,162 @@ fn instruments() -> &'static Instruments {
                 .with_description(description)
                 .build()
         };
-        Instruments {
+        let gauge = |name: &'static str, unit: &'static str, description: &'static str| {
+            meter
+                .u64_gauge(name)
+                .with_unit(unit)
+                .with_description(description)
+                .build()
+        };
+        let seconds = |name: &'static str, description: &'static str, bounds: &[f64]| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(description)
+                .with_boundaries(bounds.to_vec())
+                .build()
+        };
+        Self {
+            streams: meter
+                .i64_up_down_counter("notify.streams")
+                .with_unit("{stream}")
+                .with_description("Live streams.")
+                .build(),
             connects: counter("notify.connects", "{stream}", "Streams opened, by how they began."),
             ends: counter("notify.stream.ends", "{stream}", "Streams that ended, by reason."),
-            gaps: counter("notify.gaps", "{stream}", "Clients told to reload, by reason."),
-            deliveries: counter("notify.deliveries", "{event}", "Live events put into streams."),
-            latency: meter
-                .f64_histogram("notify.delivery.latency")
-                .with_unit("s")
-                .with_description("Time from an event to its being put into the streams.")
-                .with_boundaries(observability::buckets::DELIVERY_BUCKETS.to_vec())
-                .build(),
-            replayed: counter("notify.replayed", "{event}", "Missed events put into streams."),
-            unreadable: counter(
-                "notify.unreadable",
-                "{event}",
-                "Events that could not be read and were passed over.",
+            lifetime: seconds(
+                "notify.stream.lifetime",
+                "Life of a stream.",
+                &observability::buckets::STREAM_LIFETIME_BUCKETS,
             ),
-            sessions: counter(
+            deliveries: counter("notify.deliveries", "{event}", "Live events put into streams."),
+            latency: seconds(
+                "notify.delivery.latency",
+                "Time from an event to its being written to a stream, live events only.",
+                &observability::buckets::DELIVERY_BUCKETS,
+            ),
+            replays: counter(
+                "notify.replays",
+                "{stream}",
+                "Streams resumed, by where the backlog came from.",
+            ),
+            replayed: counter("notify.replayed", "{event}", "Events of backlogs put into streams."),
+            gaps: counter("notify.gaps", "{stream}", "Clients told to reload, by reason."),
+            slow: counter(
+                "notify.slow_closes",
+                "{stream}",
+                "Streams ended because the client did not read.",
+            ),
+            ephemeral: counter("notify.ephemeral", "{event}", "Typing and presence put into streams."),
+            consumed: counter(
+                "messaging.client.consumed.messages",
+                "{message}",
+                "Messages delivered to this process.",
+            ),
+            dropped: counter("notify.dropped", "{event}", "Events not passed on, by reason."),
+            dead_letters: counter("notify.dead_letters", "{event}", "Events that could not be read."),
+            consumer_starts: counter(
                 "notify.consumer.starts",
                 "{start}",
-                "Times that the stream was begun to be read.",
+                "Times the consumer was made, by reason.",
             ),
-            readings: counter(
+            lag: gauge(
+                "notify.consumer.lag",
+                "{event}",
+                "Events in the stream not processed yet.",
+            ),
+            ring_bytes: gauge("notify.ring.size", "By", "Memory of the ring."),
+            ring_events: gauge("notify.ring.events", "{event}", "Events in the ring."),
+            known_users: gauge("notify.known_users", "{user}", "Users whose chats are held."),
+            loads: counter(
                 "notify.membership.loads",
                 "{user}",
-                "Users whose chats were read from PostgreSQL.",
+                "Users whose chats were loaded from PostgreSQL.",
             ),
+            tickets: counter("notify.tickets", "{ticket}", "Tickets made, used and refused."),
         }
-    })
-}
-
-/// Watches what the hub holds.
-pub fn observe(hub: &Arc<Hub>) {
-    let meter = opentelemetry::global::meter("notify_service");
-    let gauge = |name: &'static str, unit: &'static str, description: &'static str, read: fn(&Hub) -> usize| {
-        let hub: Weak<Hub> = Arc::downgrade(hub);
-        meter
-            .u64_observable_gauge(name)
-            .with_unit(unit)
-            .with_description(description)
-            .with_callback(move |observer| {
-                if let Some(hub) = hub.upgrade() {
-                    observer.observe(read(&hub) as u64, &[]);
-                }
-            })
-            .build();
-    };
-    gauge("notify.streams", "{stream}", "Live streams.", Hub::streams);
-    gauge("notify.window.events", "{event}", "Events in memory.", |hub| {
-        hub.size().0
-    });
-    gauge("notify.window.size", "By", "Bytes of them.", |hub| hub.size().1);
-    gauge("notify.known_users", "{user}", "Users whose chats are held.", |hub| {
-        hub.size().2
-    });
-}
-
-/// A stream began with this control event.
-pub fn connected(beginning: &'static str, replayed: usize) {
-    instruments().connects.add(1, &[KeyValue::new("beginning", beginning)]);
-    if replayed > 0 {
-        instruments().replayed.add(replayed as u64, &[]);
     }
 }
 
-/// A stream ended; without a reason, the client left.
-pub fn ended(end: Option<End>) {
-    let reason = end.map_or("client", End::as_str);
-    instruments().ends.add(1, &[KeyValue::new("reason", reason)]);
-}
-
-/// Clients were told to reload.
-pub fn gap(reason: &'static str, streams: usize) {
-    if streams > 0 {
-        instruments()
-            .gaps
-            .add(streams as u64, &[KeyValue::new("reason", reason)]);
+impl Metrics {
+    pub fn opened(&self, beginning: &'static str) {
+        self.streams.add(1, &[]);
+        self.connects.add(1, &[KeyValue::new("beginning", beginning)]);
     }
-}
 
-/// An event of this time was put into so many streams just now.
-pub fn delivered(time: OffsetDateTime, receivers: usize) {
-    if receivers > 0 {
-        instruments().deliveries.add(receivers as u64, &[]);
-        let latency = (OffsetDateTime::now_utc() - time).as_seconds_f64();
-        instruments().latency.record(latency.max(0.0), &[]);
+    pub fn ended(&self, end: End, lifetime: Duration) {
+        self.streams.add(-1, &[]);
+        self.ends.add(1, &[KeyValue::new("reason", end.as_str())]);
+        self.lifetime.record(lifetime.as_secs_f64(), &[]);
     }
-}
 
-/// An event could not be read.
-pub fn unreadable() {
-    instruments().unreadable.add(1, &[]);
-}
+    pub fn slow(&self) {
+        self.slow.add(1, &[]);
+    }
 
-/// The stream is being read, again.
-pub fn consuming() {
-    instruments().sessions.add(1, &[]);
-}
+    pub fn delivered(&self, receivers: usize) {
+        if receivers > 0 {
+            self.deliveries.add(receivers as u64, &[]);
+        }
+    }
 
-/// A user's chats were read.
-pub fn membership_read() {
-    instruments().readings.add(1, &[]);
+    pub fn written_after(&self, latency: Duration) {
+        self.latency.record(latency.as_secs_f64(), &[]);
+    }
+
+    pub fn replayed(&self, source: Source, events: usize) {
+        self.replays.add(1, &[KeyValue::new("source", source.as_str())]);
+        self.replayed
+            .add(events as u64, &[KeyValue::new("source", source.as_str())]);
+    }
+
+    pub fn gap(&self, reason: &'static str, streams: usize) {
+        self.gaps.add(streams as u64, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub fn ephemeral(&self, kind: &'static str, receivers: usize) {
+        self.ephemeral.add(receivers as u64, &[KeyValue::new("kind", kind)]);
+    }
+
+    pub fn consumed(&self) {
+        self.consumed.add(
+            1,
+            &[
+                KeyValue::new("messaging.system", "nats"),
+                KeyValue::new("messaging.operation.name", "receive"),
+                KeyValue::new("messaging.destination.name", fechatter_core::events::STREAM),
+            ],
+        );
+    }
+
+    /// An event was not passed on: `copy`, `other_history`, `seen_before`.
+    pub fn dropped(&self, reason: &'static str) {
+        self.dropped.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub fn dead_letter(&self) {
+        self.dead_letters.add(1, &[]);
+    }
+
+    pub fn consumer_started(&self, reason: &'static str) {
+        self.consumer_starts.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub fn lag(&self, events: u64) {
+        self.lag.record(events, &[]);
+    }
+
+    pub fn held(&self, ring_events: usize, ring_bytes: usize, known_users: usize) {
+        self.ring_events.record(ring_events as u64, &[]);
+        self.ring_bytes.record(ring_bytes as u64, &[]);
+        self.known_users.record(known_users as u64, &[]);
+    }
+
+    pub fn loaded(&self, users: usize) {
+        self.loads.add(users as u64, &[]);
+    }
+
+    pub fn ticket(&self, outcome: &'static str) {
+        self.tickets.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
 }

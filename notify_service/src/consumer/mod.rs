@@ -1,38 +1,75 @@
-//! The one ordered consumer of a process: reads the event stream from where it is and feeds the hub.
+//! The one consumer of this process: an ordered consumer of the whole stream, feeding the ring and the streams.
 //!
-//! A session lasts as long as reading works; whatever ends it is followed by another that goes on from the last sequence
-//! looked at, or begins the stream's new history.
+//! A session lasts as long as nothing is wrong. Whatever is (connection lost, heartbeat missed, order broken, consumer
+//! or stream deleted, nothing delivered although something is there) ends it, and the next one looks at the stream
+//! first: the same history goes on after the last event that was processed, another one begins anew.
+//!
+//! The ordered consumer of `async-nats` would recreate itself in most of these cases. It is not let: it would begin at
+//! the first message of the stream if it had not delivered any yet, and would go on in another history as if it were
+//! the same.
 
-mod interpret;
-mod positions;
+mod history;
 mod session;
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream;
+use async_nats::jetstream::stream::Info;
+use fechatter_core::events::METADATA_EPOCH;
 use sqlx::PgPool;
-use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::hub::{Change, Entry, Hub, Reading};
-use crate::metrics;
-use crate::repositories::memberships;
-pub(crate) use interpret::{Meaning, interpret};
-use positions::Positions;
-pub(crate) use session::{epoch_of, place_of};
+use crate::hub::Hub;
+use crate::positions::Positions;
+use crate::repositories::dead_letters::{self, DeadLetter};
+use session::Session;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Users whose chats are read at once when all must be read again.
-const RELEARN_BATCH: usize = 500;
-/// How often the database is asked about a doubtful membership before its user is made to come back.
-const VERIFY_ATTEMPTS: usize = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Unreadable events that wait to be kept; more are only logged and counted.
+const LETTERS_MAX: usize = 256;
+
+/// The epoch of a stream.
+pub fn epoch_of(info: &Info) -> Option<Uuid> {
+    info.config.metadata.get(METADATA_EPOCH)?.parse().ok()
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Shutdown,
+    /// The connection was lost and made again, or is lost.
+    Reconnected,
+    /// Events are there and none is delivered.
+    Stalled,
+    /// Another history has begun.
+    NewHistory,
+    Fault(String),
+}
+
+impl Ended {
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Shutdown => "shutdown",
+            Self::Reconnected => "reconnected",
+            Self::Stalled => "stalled",
+            Self::NewHistory => "new_history",
+            Self::Fault(_) => "fault",
+        }
+    }
+}
+
+/// Makes the end of a session of an error.
+fn fault(what: &str) -> impl Fn(&(dyn std::error::Error + 'static)) -> Ended {
+    move |error| Ended::Fault(format!("cannot {what}: {error}"))
+}
 
 /// Whether events are being consumed; for `/health`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Status(Arc<Mutex<Option<String>>>);
 
 impl Status {
@@ -49,40 +86,53 @@ impl Status {
     }
 }
 
+/// What is known of the history in hand, from session to session.
+#[derive(Debug)]
+struct Progress {
+    epoch: Uuid,
+    /// The last sequence that was processed.
+    sequence: u64,
+    positions: Positions,
+    /// What was seen in earlier histories.
+    before: Positions,
+}
+
 /// Consumes events.
 #[derive(Debug)]
 pub struct Consumer {
     client: async_nats::Client,
     context: jetstream::Context,
-    pool: PgPool,
     hub: Arc<Hub>,
-    start_seconds: i64,
-    shutdown: CancellationToken,
+    pool: PgPool,
+    letters: mpsc::Sender<DeadLetter>,
+    /// Events read back at start.
+    warm: u64,
     status: Status,
-    positions: Positions,
-    /// The stream's sequence of the newest event looked at.
-    sequence: u64,
+    shutdown: CancellationToken,
+    progress: Option<Progress>,
 }
 
 impl Consumer {
-    /// A consumer that starts `start_seconds` back.
+    /// A consumer of the stream behind `client`; `warm` events are read back at start.
     pub fn new(
         client: async_nats::Client,
-        pool: PgPool,
         hub: Arc<Hub>,
-        start_seconds: i64,
+        pool: PgPool,
+        warm: usize,
         shutdown: CancellationToken,
     ) -> Self {
+        let status = Status::default();
+        status.set(Some("the event stream has not been found yet".to_owned()));
         Self {
             context: jetstream::new(client.clone()),
             client,
-            pool,
             hub,
-            start_seconds,
+            letters: keep_letters(pool.clone()),
+            pool,
+            warm: warm as u64,
+            status,
             shutdown,
-            status: Status(Arc::new(Mutex::new(Some("not connected to the stream yet".to_owned())))),
-            positions: Positions::default(),
-            sequence: 0,
+            progress: None,
         }
     }
 
@@ -98,86 +148,61 @@ impl Consumer {
 
     async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
-        let shutdown = self.shutdown.clone();
+        let mut reason = "start";
         loop {
-            let problem = tokio::select! {
-                () = shutdown.cancelled() => return,
-                problem = self.session(&mut pause) => problem,
-            };
-            if self.status.check().is_ok() {
-                tracing::warn!(problem, "consuming events is interrupted");
-            } else {
-                tracing::debug!(problem, "cannot consume events yet");
-            }
-            self.status.set(Some(problem));
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-            }
-        }
-    }
-
-    async fn apply(&self, meaning: Meaning) {
-        match meaning {
-            Meaning::Revoke { user, session } => self.hub.revoke_session(user, session),
-            Meaning::Deliver {
-                entry,
-                change,
-                deactivated,
-                time,
-            } => {
-                let receivers = self.deliver(entry, &change).await;
-                metrics::delivered(time, receivers);
-                if let Some(user) = deactivated {
-                    self.hub.deactivate(user);
+            let ended = match Session::open(&mut self, reason).await {
+                Ok(session) => {
+                    pause = FIRST_PAUSE;
+                    session.run().await
                 }
-            }
-        }
-    }
-
-    /// Delivers an event, asking the database first about those who join by it and may have left since.
-    async fn deliver(&self, entry: Entry, change: &Change) -> usize {
-        let (mut verified, mut absent) = (HashSet::new(), HashSet::new());
-        loop {
-            let doubtful = match self.hub.publish(entry.clone(), change, &verified, &absent) {
-                Ok(receivers) => return receivers,
-                Err(doubtful) => doubtful,
+                Err(ended) => ended,
             };
-            let Change::Joined { chat, .. } = change else { return 0 };
-            match self.verify(*chat, &doubtful).await {
-                Some(present) => {
-                    absent.extend(doubtful.iter().filter(|user| !present.contains(user)));
-                    verified.extend(doubtful);
-                }
-                None => self.hub.forget(&doubtful),
+            reason = ended.as_str();
+            match ended {
+                Ended::Shutdown => return,
+                Ended::NewHistory => {}
+                Ended::Reconnected => self.interrupted("the connection to NATS was lost"),
+                Ended::Stalled => self.interrupted("events are in the stream and none is delivered"),
+                Ended::Fault(problem) => self.interrupted(&problem),
             }
-        }
-    }
-
-    async fn verify(
-        &self,
-        chat: fechatter_core::ChatId,
-        users: &[fechatter_core::UserId],
-    ) -> Option<Vec<fechatter_core::UserId>> {
-        for _ in 0..VERIFY_ATTEMPTS {
-            match memberships::among(&self.pool, chat, users).await {
-                Ok(present) => return Some(present),
-                Err(error) => tracing::warn!(%error, "cannot verify a membership"),
-            }
-            tokio::time::sleep(FIRST_PAUSE).await;
-        }
-        None
-    }
-
-    /// Reads the chats of everybody known again, because changes of them may have been lost.
-    async fn relearn(&self) -> Result<(), String> {
-        for users in self.hub.known_users().chunks(RELEARN_BATCH) {
-            let at = OffsetDateTime::now_utc();
-            let memberships = memberships::of_users(&self.pool, users)
+            if self
+                .shutdown
+                .run_until_cancelled(tokio::time::sleep(pause))
                 .await
-                .map_err(|error| format!("cannot read memberships: {error}"))?;
-            self.hub.relearn(users, &Reading { memberships, at });
+                .is_none()
+            {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        Ok(())
     }
+
+    fn interrupted(&self, problem: &str) {
+        if self.status.check().is_ok() {
+            tracing::warn!(problem, "consuming events is interrupted");
+        } else {
+            tracing::debug!(problem, "cannot consume events yet");
+        }
+        self.status.set(Some(problem.to_owned()));
+    }
+
+    fn connects(&self) -> u64 {
+        self.client
+            .statistics()
+            .connects
+            .load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// Keeps unreadable events in the background: the ones behind do not wait for PostgreSQL.
+fn keep_letters(pool: PgPool) -> mpsc::Sender<DeadLetter> {
+    let (sender, mut letters) = mpsc::channel::<DeadLetter>(LETTERS_MAX);
+    tokio::spawn(async move {
+        while let Some(letter) = letters.recv().await {
+            if let Err(error) = dead_letters::keep(&pool, &letter).await {
+                tracing::error!(%error, sequence = letter.sequence, "cannot keep a dead letter");
+            }
+        }
+    });
+    sender
 }

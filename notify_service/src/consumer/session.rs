@@ -1,281 +1,340 @@
-//! One stretch of reading the stream.
+//! One stretch of consuming, from looking at the stream to whatever ends it.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::connection::State;
-use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::consumer::pull::OrderedConfig;
-use async_nats::jetstream::stream::{Info, Stream};
-use fechatter_core::events::{HEADER_EPOCH, HEADER_POSITION, HEADER_SHARD, METADATA_EPOCH, STREAM};
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{DeliverPolicy, push};
+use async_nats::jetstream::stream::Stream;
+use fechatter_core::events::{STREAM, UnreadableEvent};
 use futures::StreamExt;
-use observability::messaging::{self, Operation};
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{Link, Span, SpanKind, TraceContextExt, Tracer};
 use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use super::positions::{Place, Verdict};
-use super::{Consumer, FIRST_PAUSE, interpret};
-use crate::frame::Cursor;
-use crate::metrics;
-use crate::repositories::dead_letters;
+use super::history::{ordered, settle_history};
+use super::{Consumer, Ended, Progress, epoch_of, fault};
+use crate::cursor::Cursor;
+use crate::event::{Entry, Headers, decode};
+use crate::membership::Verdict;
+use crate::positions::Admission;
+use crate::repositories;
+use crate::repositories::dead_letters::DeadLetter;
 
-/// How often the connection is looked at.
-const TICK: Duration = Duration::from_millis(500);
-/// How often the stream itself is looked at, to see whether it is still the one that is read.
-const INSPECTION: Duration = Duration::from_secs(5);
+/// How often the connection and the stream are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks in a row at which events were there and none had come.
+const STALLED_LOOKS: u32 = 3;
+/// Longest time a request to JetStream may take while a session opens.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for PostgreSQL's word on an old addition.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Consumer {
-    /// Reads until something is wrong, and says what.
-    pub(super) async fn session(&mut self, pause: &mut Duration) -> String {
-        match self.read(pause).await {
-            Ok(()) => "the stream ended".to_owned(),
-            Err(problem) => problem,
+pub(super) struct Session<'a> {
+    owner: &'a mut Consumer,
+    stream: Stream,
+    messages: push::Ordered,
+    /// [`Consumer::connects`] before the stream was looked at.
+    connects: u64,
+    /// The stream's end when the session began.
+    target: u64,
+    stalled_looks: u32,
+    seen_at_last_look: u64,
+    /// An epoch that is not the stream's, and when that was asked.
+    stranger: Option<(Uuid, Instant)>,
+}
+
+impl<'a> Session<'a> {
+    /// Looks at the stream, settles the history, and makes the consumer.
+    pub(super) async fn open(owner: &'a mut Consumer, reason: &'static str) -> Result<Self, Ended> {
+        let shutdown = owner.shutdown.clone();
+        let opening = tokio::time::timeout(OPEN_TIMEOUT, Self::open_now(owner, reason));
+        match shutdown.run_until_cancelled(opening).await {
+            None => Err(Ended::Shutdown),
+            Some(Err(_)) => Err(Ended::Fault("JetStream does not answer".to_owned())),
+            Some(Ok(result)) => result,
         }
     }
 
-    async fn read(&mut self, pause: &mut Duration) -> Result<(), String> {
-        let stream = self
+    async fn open_now(owner: &'a mut Consumer, reason: &'static str) -> Result<Self, Ended> {
+        if owner.client.connection_state() != State::Connected {
+            return Err(Ended::Fault("NATS is not connected".to_owned()));
+        }
+        let connects = owner.connects();
+        let stream = owner
             .context
             .get_stream(STREAM)
             .await
-            .map_err(|error| format!("cannot find the stream: {error}"))?;
-        let info = stream.cached_info();
-        let policy = self.begin(info).await?;
-        // Streams begin when everything that was there at this moment has been looked at.
-        let target = info.state.last_sequence;
-        let mut messages = stream
-            .create_consumer(OrderedConfig {
-                description: Some("Brings events to the streams of one notify_service".to_owned()),
-                deliver_policy: policy,
-                ..OrderedConfig::default()
-            })
-            .await
-            .map_err(|error| format!("cannot make the consumer: {error}"))?
-            .messages()
-            .await
-            .map_err(|error| format!("cannot ask for events: {error}"))?;
-        *pause = FIRST_PAUSE;
-        metrics::consuming();
-        self.status.set(None);
-        tracing::info!(from = self.sequence, "consuming events");
-        self.reached(target);
+            .map_err(|error| fault("find the stream")(&error))?;
+        let info = stream.cached_info().clone();
+        let Some(epoch) = epoch_of(&info) else {
+            return Err(Ended::Fault("the stream has no epoch".to_owned()));
+        };
+        settle_history(owner, &stream, &info, epoch).await?;
+        let from = owner.progress.as_ref().map_or(0, |progress| progress.sequence) + 1;
+        let messages = ordered(
+            owner,
+            &stream,
+            "fechatter.>",
+            DeliverPolicy::ByStartSequence { start_sequence: from },
+        )
+        .await?
+        .messages()
+        .await
+        .map_err(|error| fault("receive events")(&error))?;
+        owner.status.set(None);
+        owner.hub.metrics().consumer_started(reason);
+        tracing::info!(reason, from, last = info.state.last_sequence, %epoch, "consuming events");
+        let mut session = Self {
+            owner,
+            stream,
+            messages,
+            connects,
+            target: info.state.last_sequence,
+            stalled_looks: 0,
+            seen_at_last_look: 0,
+            stranger: None,
+        };
+        session.note_progress();
+        Ok(session)
+    }
 
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut inspected = Instant::now();
-        let mut seen = self.sequence;
+    /// Consumes until something ends it.
+    pub(super) async fn run(mut self) -> Ended {
+        let shutdown = self.owner.shutdown.clone();
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                message = messages.next() => match message {
-                    None => return Ok(()),
-                    Some(Err(error)) => return Err(format!("cannot read: {error}")),
-                    Some(Ok(message)) => {
-                        self.process(&stream, &message).await?;
-                        self.reached(target);
-                    }
+            let step = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ended::Shutdown,
+                _ = looks.tick() => self.look().await,
+                message = self.messages.next() => match message {
+                    Some(Ok(message)) => self.process(message).await,
+                    Some(Err(error)) => Err(Ended::Fault(format!("the consumer failed: {error}"))),
+                    None => Err(Ended::Fault("the consumer ended".to_owned())),
                 },
-                _ = ticks.tick() => {
-                    if self.client.connection_state() != State::Connected {
-                        return Err("NATS is away".to_owned());
-                    }
-                    if inspected.elapsed() >= INSPECTION {
-                        let last = self.inspect(&stream).await?;
-                        if last > self.sequence && seen == self.sequence {
-                            return Err("events are there and none is delivered".to_owned());
-                        }
-                        seen = self.sequence;
-                        inspected = Instant::now();
-                    }
-                }
+            };
+            if let Err(ended) = step {
+                return ended;
             }
         }
     }
 
-    fn reached(&self, target: u64) {
-        if self.sequence >= target && !self.hub.is_ready() {
-            tracing::info!(sequence = self.sequence, "caught up with the stream");
-            self.hub.set_caught_up();
+    fn progress(&mut self) -> Result<&mut Progress, Ended> {
+        self.owner
+            .progress
+            .as_mut()
+            .ok_or_else(|| Ended::Fault("no history".to_owned()))
+    }
+
+    fn check_connection(&self) -> Result<(), Ended> {
+        if self.owner.connects() == self.connects && self.owner.client.connection_state() == State::Connected {
+            Ok(())
+        } else {
+            Err(Ended::Reconnected)
         }
     }
 
-    /// Goes on in the stream, or begins its history.
-    async fn begin(&mut self, info: &Info) -> Result<DeliverPolicy, String> {
-        let epoch = epoch_of(info).ok_or("the stream has no epoch yet")?;
-        let (first, last) = (info.state.first_sequence, info.state.last_sequence);
-        let after = |sequence: u64| DeliverPolicy::ByStartSequence {
-            start_sequence: sequence + 1,
+    /// Looks whether the stream is still the same and whether what it has arrives.
+    async fn look(&mut self) -> Result<(), Ended> {
+        self.check_connection()?;
+        let info = match tokio::time::timeout(LOOK * 3, self.stream.get_info()).await {
+            Ok(Ok(info)) => info,
+            Ok(Err(error)) => return Err(fault("look at the stream")(&error)),
+            Err(_) => return Err(Ended::Fault("JetStream does not answer".to_owned())),
         };
-        if self.positions.epoch().is_none() {
-            self.sequence = self.window_start(info).await?;
-            self.positions.begin(epoch);
-            self.hub.begin_history(epoch, self.sequence);
-            return Ok(after(self.sequence));
+        let progress = self.progress()?;
+        if epoch_of(&info) != Some(progress.epoch) {
+            return Err(Ended::NewHistory);
         }
-        if self.positions.epoch() == Some(epoch) && last >= self.sequence {
-            if first > self.sequence + 1 && last > self.sequence {
-                tracing::warn!(
-                    sequence = self.sequence,
-                    first,
-                    "events left the stream before they were read"
-                );
-                self.lost(first - 1).await?;
-            }
-            return Ok(after(self.sequence));
+        let (seen, last) = (progress.sequence, info.state.last_sequence);
+        if last < seen {
+            return Err(Ended::Fault("the stream went back".to_owned()));
         }
-        if self.positions.epoch() == Some(epoch) {
-            // An older disk; the relay is about to begin a new history.
-            return Err("the stream went back; waiting for its new history".to_owned());
+        self.owner.hub.metrics().lag(last - seen);
+        let is_stalled = last > seen && seen == self.seen_at_last_look;
+        self.stalled_looks = if is_stalled { self.stalled_looks + 1 } else { 0 };
+        self.seen_at_last_look = seen;
+        if self.stalled_looks >= STALLED_LOOKS {
+            return Err(Ended::Stalled);
         }
-        self.begin_history(epoch, first.saturating_sub(1)).await?;
-        Ok(after(self.sequence))
-    }
-
-    async fn begin_history(&mut self, epoch: Uuid, position: u64) -> Result<(), String> {
-        tracing::warn!(%epoch, "the stream has a new history; clients reload");
-        self.relearn().await?;
-        self.positions.begin(epoch);
-        self.sequence = position;
-        self.hub.begin_history(epoch, position);
         Ok(())
     }
 
-    async fn lost(&mut self, position: u64) -> Result<(), String> {
-        self.relearn().await?;
-        self.sequence = position;
-        self.hub.lost_events(position);
-        Ok(())
-    }
-
-    /// The sequence before the first event that a process that starts wants to have in memory.
-    async fn window_start(&self, info: &Info) -> Result<u64, String> {
-        let since = OffsetDateTime::now_utc() - time::Duration::seconds(self.start_seconds);
-        let state = &info.state;
-        if state.messages == 0 || state.last_timestamp < since {
-            return Ok(state.last_sequence);
-        }
-        if state.first_timestamp >= since {
-            return Ok(state.first_sequence.saturating_sub(1));
-        }
-        let problem = |error: &dyn std::fmt::Display| format!("cannot find the start of the window: {error}");
-        let mut messages = self
-            .context
-            .get_stream(STREAM)
-            .await
-            .map_err(|error| problem(&error))?
-            .create_consumer(OrderedConfig {
-                deliver_policy: DeliverPolicy::ByStartTime { start_time: since },
-                headers_only: true,
-                ..OrderedConfig::default()
-            })
-            .await
-            .map_err(|error| problem(&error))?
-            .messages()
-            .await
-            .map_err(|error| problem(&error))?;
-        let message = tokio::time::timeout(INSPECTION, messages.next())
-            .await
-            .map_err(|error| problem(&error))?
-            .ok_or_else(|| problem(&"no event"))?
-            .map_err(|error| problem(&error))?;
-        let first = message.info().map_err(|error| problem(&error))?.stream_sequence;
-        Ok(first - 1)
-    }
-
-    /// Whether the stream is still the one that is read; gives its last sequence.
-    async fn inspect(&self, stream: &Stream) -> Result<u64, String> {
-        let info = stream
-            .get_info()
-            .await
-            .map_err(|error| format!("cannot inspect the stream: {error}"))?;
-        if epoch_of(&info) != self.positions.epoch() {
-            return Err("the stream has another history".to_owned());
-        }
-        if info.state.last_sequence < self.sequence {
-            return Err("the stream went back".to_owned());
-        }
-        Ok(info.state.last_sequence)
-    }
-
-    async fn process(&mut self, stream: &Stream, message: &Message) -> Result<(), String> {
-        let sequence = message
+    async fn process(&mut self, message: jetstream::Message) -> Result<(), Ended> {
+        let info = message
             .info()
-            .map_err(|error| format!("not a message of the stream: {error}"))?
-            .stream_sequence;
-        let Some(place) = message.headers.as_ref().and_then(place_of) else {
-            tracing::error!(sequence, subject = %message.subject, "an event without its place was passed over");
-            self.pass(sequence);
-            return Ok(());
-        };
-        let mut verdict = self.positions.judge(place);
-        if verdict == Verdict::OtherEpoch {
-            let info = stream
-                .get_info()
-                .await
-                .map_err(|error| format!("cannot ask for the epoch: {error}"))?;
-            if epoch_of(&info) == Some(place.epoch) {
-                self.begin_history(place.epoch, sequence - 1).await?;
-                verdict = self.positions.judge(place);
-            }
+            .map_err(|error| Ended::Fault(format!("not a JetStream message: {error}")))?;
+        let sequence = info.stream_sequence;
+        self.check_connection()?;
+        self.owner.hub.metrics().consumed();
+        let progress = self.progress()?;
+        if sequence <= progress.sequence {
+            return Err(Ended::Fault("the consumer began anew from an earlier event".to_owned()));
         }
-        match verdict {
-            Verdict::OtherEpoch | Verdict::Drop => {
-                self.pass(sequence);
-                return Ok(());
-            }
-            Verdict::Hole => {
-                tracing::error!(?place, sequence, "events are missing in the stream; clients reload");
-                self.lost(sequence - 1).await?;
-            }
-            Verdict::Deliver => {}
-        }
-        let cursor = Cursor {
-            epoch: place.epoch,
+        let at = Cursor {
+            epoch: progress.epoch,
             sequence,
         };
-        match interpret(&message.payload, cursor) {
-            Ok(meaning) => {
-                let began = SystemTime::now();
-                self.apply(meaning).await;
-                if let Some(headers) = &message.headers {
-                    let context = observability::propagation::extract_nats(headers);
-                    let parent = context.span().span_context().clone();
-                    messaging::record("notify_service", Operation::Deliver, &parent, began, [], None);
+        let headers = message.headers.clone().unwrap_or_default();
+        match Headers::of(&headers) {
+            Ok(place) if place.epoch != at.epoch => {
+                if self.is_new_history(place.epoch).await? {
+                    return Err(Ended::NewHistory);
                 }
+                self.owner.hub.metrics().dropped("other_history");
+                self.owner.hub.skip(sequence);
             }
-            Err(error) => {
-                metrics::unreadable();
-                tracing::error!(%error, sequence, subject = %message.subject, "an unreadable event was passed over");
-                let (subject, reason) = (message.subject.as_str(), error.to_string());
-                let kept = dead_letters::keep(&self.pool, cursor, subject, &reason, &message.payload).await;
-                // One bad event never holds up the ones behind it: it stays in the stream too.
-                if let Err(error) = kept {
-                    tracing::error!(%error, sequence, "an unreadable event could not be kept as a dead letter");
-                }
-            }
+            Ok(place) => self.admit(at, place, &headers, &message).await?,
+            Err(error) => self.bury(at, &message, &error),
         }
-        self.pass(sequence);
+        self.progress()?.sequence = sequence;
+        self.note_progress();
         Ok(())
     }
 
-    fn pass(&mut self, sequence: u64) {
-        self.sequence = sequence;
-        self.hub.advance(sequence);
+    async fn admit(
+        &mut self,
+        at: Cursor,
+        place: Headers,
+        headers: &async_nats::HeaderMap,
+        message: &jetstream::Message,
+    ) -> Result<(), Ended> {
+        let progress = self.progress()?;
+        match progress.positions.admit(place.shard, place.position) {
+            Admission::New => {}
+            Admission::Copy => {
+                self.owner.hub.metrics().dropped("copy");
+                self.owner.hub.skip(at.sequence);
+                return Ok(());
+            }
+            Admission::Jump { missing } => {
+                tracing::error!(
+                    shard = place.shard,
+                    missing,
+                    "events are missing; clients are told to reload"
+                );
+                self.owner.hub.lost_events(at.sequence);
+            }
+        }
+        let entry = match decode(at, headers, &message.payload) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.bury(at, message, &error);
+                return Ok(());
+            }
+        };
+        let progress = self.progress()?;
+        progress.positions.saw(entry.time);
+        if progress.before.covers(place.shard, place.position, entry.time) {
+            // The stream was rebuilt: this came before. Whoever reads it back later is spared it too.
+            self.owner.hub.metrics().dropped("seen_before");
+            self.owner.hub.skip(at.sequence);
+            return Ok(());
+        }
+        self.publish(entry).await;
+        Ok(())
+    }
+
+    async fn publish(&mut self, entry: Entry) {
+        let started = OffsetDateTime::now_utc();
+        let hub = &self.owner.hub;
+        let verdict = match hub.questions(&entry) {
+            None => None,
+            Some((chat, users)) => {
+                let question = repositories::membership::of_chat(&self.owner.pool, chat, &users);
+                let answer = tokio::time::timeout(QUESTION_TIMEOUT, question).await;
+                if let Ok(Ok(verdict)) = answer {
+                    Some(verdict)
+                } else {
+                    tracing::warn!(users = users.len(), "cannot verify an addition; the users' streams end");
+                    hub.doubt(&users);
+                    Some(Verdict::default())
+                }
+            }
+        };
+        let (context, sequence) = (entry.context.clone(), entry.sequence);
+        let receivers = hub.publish(entry, verdict.as_ref());
+        if let Some(context) = context {
+            record_delivery(context, sequence, receivers, started);
+        }
+    }
+
+    /// Keeps an event that cannot be read and goes on.
+    fn bury(&self, at: Cursor, message: &jetstream::Message, error: &UnreadableEvent) {
+        tracing::error!(sequence = at.sequence, %error, "an event cannot be read; kept as a dead letter");
+        let hub = &self.owner.hub;
+        hub.metrics().dead_letter();
+        let letter = DeadLetter {
+            epoch: at.epoch,
+            sequence: at.sequence,
+            subject: message.subject.to_string(),
+            reason: error.to_string(),
+            body: message.payload.clone(),
+        };
+        if self.owner.letters.try_send(letter).is_err() {
+            tracing::error!(
+                sequence = at.sequence,
+                "too many dead letters at once; this one is not kept"
+            );
+        }
+        hub.skip(at.sequence);
+    }
+
+    /// Whether the stream has gone over to the epoch of an event that is not of ours.
+    async fn is_new_history(&mut self, epoch: Uuid) -> Result<bool, Ended> {
+        if let Some((stranger, asked)) = self.stranger
+            && stranger == epoch
+            && asked.elapsed() < LOOK
+        {
+            return Ok(false);
+        }
+        let info = self
+            .stream
+            .get_info()
+            .await
+            .map_err(|error| fault("look at the stream")(&error))?;
+        self.stranger = Some((epoch, Instant::now()));
+        Ok(epoch_of(&info) == Some(epoch))
+    }
+
+    fn note_progress(&mut self) {
+        if let Some(progress) = &self.owner.progress
+            && progress.sequence >= self.target
+            && !self.owner.hub.is_caught_up()
+        {
+            self.owner.hub.set_caught_up();
+            tracing::info!(sequence = progress.sequence, "caught up with the stream");
+        }
     }
 }
 
-/// The epoch of a stream.
-pub(crate) fn epoch_of(info: &Info) -> Option<Uuid> {
-    info.config.metadata.get(METADATA_EPOCH)?.parse().ok()
-}
-
-/// The headers that order an event.
-pub(crate) fn place_of(headers: &HeaderMap) -> Option<Place> {
-    Some(Place {
-        epoch: headers.get(HEADER_EPOCH)?.as_str().parse().ok()?,
-        shard: headers.get(HEADER_SHARD)?.as_str().parse().ok()?,
-        position: headers.get(HEADER_POSITION)?.as_str().parse().ok()?,
-    })
+/// One short span for putting an event into its receivers' streams, in the trace of the request that caused it and
+/// linked to it. Contexts that nobody records make none.
+fn record_delivery(
+    context: opentelemetry::trace::SpanContext,
+    sequence: u64,
+    receivers: usize,
+    started: OffsetDateTime,
+) {
+    let tracer = opentelemetry::global::tracer("notify_service");
+    let parent = opentelemetry::Context::new().with_remote_span_context(context.clone());
+    let mut span = tracer
+        .span_builder(format!("deliver {STREAM}"))
+        .with_kind(SpanKind::Consumer)
+        .with_start_time(std::time::SystemTime::from(started))
+        .with_links(vec![Link::with_context(context)])
+        .with_attributes([
+            KeyValue::new("messaging.system", "nats"),
+            KeyValue::new("messaging.operation.name", "deliver"),
+            KeyValue::new("messaging.operation.type", "process"),
+            KeyValue::new("messaging.destination.name", STREAM),
+            KeyValue::new("messaging.message.id", sequence.to_string()),
+            KeyValue::new("notify.receivers", i64::try_from(receivers).unwrap_or(i64::MAX)),
+        ])
+        .start_with_context(&tracer, &parent);
+    span.end();
 }

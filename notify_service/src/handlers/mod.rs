@@ -1,5 +1,5 @@
-//! HTTP.
+//! HTTP: extract, call one service method, answer.
 
-pub mod events;
+pub mod stream;
 pub mod tickets;
 pub mod typing;

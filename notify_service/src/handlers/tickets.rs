@@ -2,60 +2,52 @@
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use fechatter_core::problem::{Code, Problem};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use service_runtime::ApiResult;
 use service_runtime::auth::Caller;
 use service_runtime::extract::Json;
-use service_runtime::{ApiError, ApiResult};
 use utoipa::ToSchema;
 
-use crate::AppState;
-use crate::services::tickets::{Identity, TICKET_SECONDS, TicketFault};
+use crate::services::tickets::FIRST_USE_SECONDS;
+use crate::state::AppState;
 
-/// A ticket for `GET /events?ticket=`.
+/// A ticket for `GET /events?ticket=…`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TicketResponse {
-    /// Opens one stream. That stream's client may come back with it and a cursor until the access token expires.
+    /// Opaque; a secret until it has been used.
     pub ticket: String,
-    /// Seconds within which it must be used.
+    /// Seconds within which it must be used for the first time.
     #[schema(example = 30)]
     pub expires_in: i64,
 }
 
-/// Makes a ticket for a browser's `EventSource`, which cannot send a token.
+/// Makes a ticket for browsers' `EventSource`, which cannot send a header.
+///
+/// The first use within 30 seconds binds it to that stream; its automatic reconnects, which carry a cursor, are let in
+/// until the token that it came from expires or the session ends.
 #[utoipa::path(
     post,
     path = "/events/ticket",
     tag = "events",
-    operation_id = "create_event_ticket",
     responses(
         (status = 201, description = "The ticket", body = TicketResponse),
-        (status = 401, description = "Not authenticated", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "No valid token", content_type = "application/problem+json",
+            body = fechatter_core::problem::Problem),
+        (status = 503, description = "Not now; see Retry-After", content_type = "application/problem+json",
+            body = fechatter_core::problem::Problem),
     ),
-    security(("bearer" = []))
+    security(("bearer" = [])),
 )]
-pub async fn issue(State(state): State<AppState>, caller: Caller) -> ApiResult<Response> {
-    let identity = Identity::from(&*caller.claims);
-    let ticket = state.tickets.issue(identity).await.map_err(refuse)?;
-    let body = TicketResponse {
+pub async fn create_ticket(State(state): State<AppState>, caller: Caller) -> ApiResult<Response> {
+    let ticket = state.tickets.issue(&caller.claims).await?;
+    let body = Json(TicketResponse {
         ticket,
-        expires_in: TICKET_SECONDS,
-    };
-    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response())
-}
-
-/// The problem for a ticket that cannot be made or redeemed.
-pub fn refuse(fault: TicketFault) -> ApiError {
-    match fault {
-        TicketFault::Invalid => ApiError::new(
-            Code::InvalidToken,
-            "The ticket is not valid; get a new one by POST /events/ticket.",
-        ),
-        TicketFault::Unavailable(error) => {
-            tracing::warn!(%error, "tickets cannot be kept or read");
-            ApiError::unavailable("Tickets are not available right now; try again.", 2)
-        }
-    }
+        expires_in: FIRST_USE_SECONDS,
+    });
+    let mut response = (StatusCode::CREATED, body).into_response();
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
 }

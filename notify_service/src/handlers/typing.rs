@@ -2,44 +2,33 @@
 
 use axum::extract::State;
 use fechatter_core::ChatId;
-use fechatter_core::problem::{Code, Problem};
 use http::StatusCode;
+use service_runtime::ApiResult;
 use service_runtime::auth::Caller;
 use service_runtime::extract::Path;
-use service_runtime::{ApiError, ApiResult};
 
-use crate::AppState;
+use crate::state::AppState;
 
-/// Tells the other members of a chat that the caller is typing, by a `typing` event; repeat it every few seconds.
+/// Tells the other members with a stream that the caller is typing, by a `typing {chat_id, user_id}` event.
+///
+/// Send it every few seconds while it goes on; what comes more often is dropped. Nothing is stored.
 #[utoipa::path(
     post,
     path = "/api/chat/{id}/typing",
     tag = "events",
-    operation_id = "tell_typing",
-    params(("id" = i64, Path, description = "The chat's id")),
+    params(("id" = ChatId, Path, description = "The chat.")),
     responses(
-        (status = 204, description = "Told, as far as anybody listens"),
-        (status = 401, description = "Not authenticated", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "No such chat, or the caller is not in it", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now", body = Problem, content_type = "application/problem+json"),
+        (status = 204, description = "Told, or dropped because it was told a moment ago"),
+        (status = 401, description = "No valid token", content_type = "application/problem+json",
+            body = fechatter_core::problem::Problem),
+        (status = 403, description = "A public channel that the caller has not joined",
+            content_type = "application/problem+json", body = fechatter_core::problem::Problem),
+        (status = 404, description = "No such chat for the caller", content_type = "application/problem+json",
+            body = fechatter_core::problem::Problem),
     ),
-    security(("bearer" = []))
+    security(("bearer" = [])),
 )]
-pub async fn tell(State(state): State<AppState>, caller: Caller, Path(chat): Path<ChatId>) -> ApiResult<StatusCode> {
-    let told = state
-        .typing
-        .tell(caller.workspace_id(), caller.user_id(), chat)
-        .await
-        .map_err(|error| {
-            tracing::warn!(%error, "cannot check a membership");
-            ApiError::unavailable("The database does not answer; try again.", 2)
-        })?;
-    if told {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::new(
-            Code::NotFound,
-            "There is no such chat, or you are not in it.",
-        ))
-    }
+pub async fn typing(State(state): State<AppState>, caller: Caller, Path(chat): Path<ChatId>) -> ApiResult<StatusCode> {
+    state.typing.tell(caller.user_id(), caller.workspace_id(), chat).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

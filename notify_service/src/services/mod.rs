@@ -1,8 +1,7 @@
-//! Use cases and what runs beside the consumer.
+//! Use cases: opening streams, loading members, reading the stream back, tickets, typing and presence.
 
-pub mod ephemeral;
-pub mod readings;
+pub mod loader;
 pub mod replay;
+pub mod streams;
 pub mod tickets;
 pub mod typing;
-pub mod upkeep;

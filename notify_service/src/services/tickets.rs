@@ -1,167 +1,234 @@
-//! Tickets: how a browser's `EventSource`, which can set no header, opens a stream without a token in a URL.
+//! Tickets for browsers' `EventSource`, which cannot send a header: made with a token, used once within 30 s, then bound
+//! to that stream so that its automatic reconnects work.
 //!
-//! A ticket opens one stream within 30 s. From then on it belongs to that stream: its client may come back with it and a
-//! cursor, as `EventSource` does by itself, until the access token that it was made with expires. Tickets are kept in a
-//! NATS bucket by their digest, so that any process redeems one, and only one does.
+//! They live in a key-value bucket of JetStream, so that any replica can take what another has made; a compare-and-set
+//! by revision makes the first use the only first use. The ticket is stored as a digest only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, Store, UpdateErrorKind};
-use async_nats::jetstream::{self, stream::StorageType};
+use async_nats::jetstream;
+use async_nats::jetstream::context::KeyValueErrorKind;
+use async_nats::jetstream::kv::{self, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::stream::StorageType;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fechatter_core::problem::Code;
 use fechatter_core::token::Claims;
 use fechatter_core::{UserId, WorkspaceId};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
+use service_runtime::{ApiError, ApiResult};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
-/// Seconds within which a ticket opens its stream.
-pub const TICKET_SECONDS: i64 = 30;
-const BUCKET: &str = "fechatter_tickets";
-/// Longer than any access token lives.
-const KEPT: Duration = Duration::from_secs(3_700);
-/// Most bytes of tickets that are kept; the server reserves them.
-const BUCKET_BYTES: i64 = 64 * 1024 * 1024;
-/// Length of a ticket: 32 random bytes in base64.
-const TICKET_CHARS: usize = 43;
+use crate::hub::Hub;
 
-/// Who a stream belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+/// The bucket.
+pub const BUCKET: &str = "fechatter_tickets";
+/// Seconds within which a ticket must be used for the first time.
+pub const FIRST_USE_SECONDS: i64 = 30;
+/// Longest life of an entry; a ticket ends with its token, which lives for minutes.
+const KEPT: Duration = Duration::from_hours(2);
+/// Memory and disk of the bucket; the server reserves it.
+const BUCKET_BYTES: i64 = 64 << 20;
+/// Random bytes of a ticket.
+const TICKET_BYTES: usize = 32;
+/// Longest request to NATS.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a ticket stands for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Stored {
+    user: UserId,
+    workspace: WorkspaceId,
+    session: Uuid,
+    /// When the token it came from expires, in seconds since the epoch.
+    expires: i64,
+    made: i64,
+    is_bound: bool,
+}
+
+/// Whom a ticket speaks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted {
     pub user: UserId,
     pub workspace: WorkspaceId,
     pub session: Uuid,
-    /// When the access token expires, in seconds since the epoch.
     pub expires: i64,
+    pub digest: [u8; 32],
 }
 
-impl From<&Claims> for Identity {
-    fn from(claims: &Claims) -> Self {
+/// Makes and takes tickets.
+#[derive(Debug, Clone)]
+pub struct Tickets {
+    context: jetstream::Context,
+    hub: Arc<Hub>,
+    replicas: usize,
+    store: Arc<Mutex<Option<Store>>>,
+}
+
+fn away(error: &dyn std::fmt::Display) -> ApiError {
+    tracing::warn!(%error, "tickets are not available");
+    ApiError::unavailable(
+        "Tickets are not available now; try again soon, or send a bearer token.",
+        2,
+    )
+}
+
+fn refused(detail: &str) -> ApiError {
+    ApiError::new(Code::InvalidToken, detail)
+}
+
+fn key(digest: &[u8; 32]) -> String {
+    URL_SAFE_NO_PAD.encode(digest)
+}
+
+impl Tickets {
+    /// Tickets in the bucket behind `context`, which is made with `replicas` when it is not there.
+    pub fn new(context: jetstream::Context, hub: Arc<Hub>, replicas: usize) -> Self {
         Self {
+            context,
+            hub,
+            replicas,
+            store: Arc::default(),
+        }
+    }
+
+    /// Makes a ticket for the bearer of a token.
+    pub async fn issue(&self, claims: &Claims) -> ApiResult<String> {
+        let mut secret = [0; TICKET_BYTES];
+        rand::rng().fill_bytes(&mut secret);
+        let ticket = URL_SAFE_NO_PAD.encode(secret);
+        let stored = Stored {
             user: claims.user_id(),
             workspace: claims.ws,
             session: claims.sid,
             expires: claims.exp,
-        }
-    }
-}
-
-/// A ticket as it is kept.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Kept {
-    #[serde(flatten)]
-    identity: Identity,
-    issued: i64,
-    redeemed: bool,
-}
-
-/// Why a ticket does not open a stream.
-#[derive(Debug, thiserror::Error)]
-pub enum TicketFault {
-    /// Forged, used, or too old; which of them is not told.
-    #[error("the ticket is not valid")]
-    Invalid,
-    /// The bucket cannot be reached.
-    #[error("tickets cannot be kept or read: {0}")]
-    Unavailable(Box<dyn std::error::Error + Send + Sync>),
-}
-
-fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> TicketFault {
-    TicketFault::Unavailable(Box::new(error))
-}
-
-/// Makes and redeems tickets.
-#[derive(Debug)]
-pub struct Tickets {
-    context: jetstream::Context,
-    replicas: usize,
-}
-
-impl Tickets {
-    /// Tickets in a bucket with this many replicas.
-    pub fn new(client: async_nats::Client, replicas: usize) -> Self {
-        Self {
-            context: jetstream::new(client),
-            replicas,
-        }
-    }
-
-    async fn store(&self) -> Result<Store, TicketFault> {
-        self.context.get_key_value(BUCKET).await.map_err(unavailable)
-    }
-
-    /// The bucket, made when it is not there; the server may have lost its disk.
-    async fn store_or_create(&self) -> Result<Store, TicketFault> {
-        if let Ok(store) = self.store().await {
-            return Ok(store);
-        }
-        self.context
-            .create_key_value(kv::Config {
-                bucket: BUCKET.to_owned(),
-                description: "Tickets that open event streams, by their digest".to_owned(),
-                history: 1,
-                max_age: KEPT,
-                max_bytes: BUCKET_BYTES,
-                max_value_size: 1_024,
-                storage: StorageType::File,
-                num_replicas: self.replicas,
-                ..kv::Config::default()
-            })
-            .await
-            .map_err(unavailable)
-    }
-
-    /// Makes a ticket.
-    pub async fn issue(&self, identity: Identity) -> Result<String, TicketFault> {
-        let ticket = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
-        let kept = Kept {
-            identity,
-            issued: OffsetDateTime::now_utc().unix_timestamp(),
-            redeemed: false,
+            made: OffsetDateTime::now_utc().unix_timestamp(),
+            is_bound: false,
         };
-        let value = serde_json::to_vec(&kept).map_err(unavailable)?;
-        let store = self.store_or_create().await?;
-        store.create(key(&ticket), value.into()).await.map_err(unavailable)?;
+        let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(&error))?;
+        let key = key(&digest(&ticket));
+        let store = self.store().await?;
+        let created = tokio::time::timeout(TIMEOUT, store.create(&key, value.clone().into())).await;
+        if !matches!(created, Ok(Ok(_))) {
+            // The bucket may have been lost with its disk: look for it again, once.
+            self.store.lock().await.take();
+            let store = self.store().await?;
+            tokio::time::timeout(TIMEOUT, store.create(&key, value.into()))
+                .await
+                .map_err(|error| away(&error))?
+                .map_err(|error| away(&error))?;
+        }
+        self.hub.metrics().ticket("issued");
         Ok(ticket)
     }
 
-    /// Redeems a ticket for a new stream, or lets its own client come back when that brings a cursor.
-    pub async fn redeem(&self, ticket: &str, has_cursor: bool) -> Result<Identity, TicketFault> {
-        if ticket.len() != TICKET_CHARS {
-            return Err(TicketFault::Invalid);
+    /// Takes a ticket: for the first time, or with a cursor for the stream that it is bound to.
+    pub async fn redeem(&self, ticket: &str, has_cursor: bool) -> ApiResult<Admitted> {
+        let result = self
+            .redeem_at(ticket, has_cursor, OffsetDateTime::now_utc().unix_timestamp())
+            .await;
+        self.hub.metrics().ticket(match &result {
+            Ok(_) => "accepted",
+            Err(error) if error.0.code == Code::InvalidToken => "refused",
+            Err(_) => "failed",
+        });
+        result
+    }
+
+    async fn redeem_at(&self, ticket: &str, has_cursor: bool, now: i64) -> ApiResult<Admitted> {
+        // Nothing that we did not make is asked about.
+        if URL_SAFE_NO_PAD.decode(ticket).map(|bytes| bytes.len()) != Ok(TICKET_BYTES) {
+            return Err(refused(
+                "The ticket is not valid; get a new one by POST /events/ticket.",
+            ));
         }
-        let store = self.store_or_create().await?;
-        let key = key(ticket);
-        let entry = store.entry(&key).await.map_err(unavailable)?;
-        let entry = entry.ok_or(TicketFault::Invalid)?;
-        let kept: Kept = serde_json::from_slice(&entry.value).map_err(|_| TicketFault::Invalid)?;
-        let now = OffsetDateTime::now_utc().unix_timestamp();
-        if kept.identity.expires <= now {
-            return Err(TicketFault::Invalid);
+        let digest = digest(ticket);
+        let key = key(&digest);
+        let store = self.store().await?;
+        let entry = match tokio::time::timeout(TIMEOUT, store.entry(&key)).await {
+            Ok(Ok(entry)) => entry.filter(|entry| entry.operation == Operation::Put),
+            Ok(Err(error)) => {
+                self.store.lock().await.take();
+                return Err(away(&error));
+            }
+            Err(error) => return Err(away(&error)),
+        };
+        let invalid = || refused("The ticket is not valid or has been used; get a new one by POST /events/ticket.");
+        let entry = entry.ok_or_else(invalid)?;
+        let mut stored: Stored = serde_json::from_slice(&entry.value).map_err(|error| ApiError::internal(&error))?;
+        if stored.expires <= now || self.hub.is_revoked(stored.session) {
+            return Err(invalid());
         }
-        if kept.redeemed {
-            return if has_cursor {
-                Ok(kept.identity)
-            } else {
-                Err(TicketFault::Invalid)
-            };
+        if stored.is_bound {
+            if !has_cursor {
+                return Err(invalid());
+            }
+        } else {
+            if now > stored.made + FIRST_USE_SECONDS {
+                return Err(invalid());
+            }
+            stored.is_bound = true;
+            let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(&error))?;
+            match tokio::time::timeout(TIMEOUT, store.update(&key, value.into(), entry.revision)).await {
+                Ok(Ok(_)) => {}
+                // Somebody else was quicker: theirs was the first use.
+                Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => return Err(invalid()),
+                Ok(Err(error)) => return Err(away(&error)),
+                Err(error) => return Err(away(&error)),
+            }
         }
-        if now - kept.issued > TICKET_SECONDS {
-            return Err(TicketFault::Invalid);
+        Ok(Admitted {
+            user: stored.user,
+            workspace: stored.workspace,
+            session: stored.session,
+            expires: stored.expires,
+            digest,
+        })
+    }
+
+    /// The bucket, made when it is not there.
+    async fn store(&self) -> ApiResult<Store> {
+        let mut known = self.store.lock().await;
+        if let Some(store) = &*known {
+            return Ok(store.clone());
         }
-        let redeemed = serde_json::to_vec(&Kept { redeemed: true, ..kept }).map_err(unavailable)?;
-        match store.update(&key, redeemed.into(), entry.revision).await {
-            Ok(_) => Ok(kept.identity),
-            // Somebody else was quicker: the ticket is theirs.
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Err(TicketFault::Invalid),
-            Err(error) => Err(unavailable(error)),
+        let found = tokio::time::timeout(TIMEOUT, self.find_or_make())
+            .await
+            .map_err(|error| away(&error))??;
+        *known = Some(found.clone());
+        Ok(found)
+    }
+
+    async fn find_or_make(&self) -> ApiResult<Store> {
+        match self.context.get_key_value(BUCKET).await {
+            Ok(store) => return Ok(store),
+            Err(error) if error.kind() == KeyValueErrorKind::GetBucket => {}
+            Err(error) => return Err(away(&error)),
+        }
+        let made = self.context.create_key_value(kv::Config {
+            bucket: BUCKET.to_owned(),
+            description: "Tickets of event streams, by digest".to_owned(),
+            history: 1,
+            max_age: KEPT,
+            max_bytes: BUCKET_BYTES,
+            max_value_size: 1_024,
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            ..kv::Config::default()
+        });
+        match made.await {
+            Ok(store) => Ok(store),
+            // Another replica was quicker.
+            Err(_) => self.context.get_key_value(BUCKET).await.map_err(|error| away(&error)),
         }
     }
 }
 
-/// What is kept does not open a stream.
-fn key(ticket: &str) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(ticket))
+fn digest(ticket: &str) -> [u8; 32] {
+    Sha256::digest(ticket.as_bytes()).into()
 }

@@ -1,89 +1,97 @@
-//! "Somebody is typing": over core NATS to every process, never stored.
+//! Who is typing: told to the others in the chat over core NATS, never stored.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fechatter_core::events::EPHEMERAL_PREFIX;
+use async_nats::connection::State;
+use fechatter_core::problem::Code;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
-use serde::{Deserialize, Serialize};
+use service_runtime::{ApiError, ApiResult};
 use sqlx::PgPool;
+use tokio::time::Instant;
 
+use crate::ephemeral::{self, Typing as TypingSignal};
 use crate::hub::Hub;
-use crate::repositories::memberships;
+use crate::repositories;
 
-/// A user's typing in a chat is told at most this often.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Remembered pairs of user and chat; more means that all are forgotten, which only tells some of them again.
+/// A user who goes on typing is told of once in so long.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Most pairs of chat and user remembered.
 const REMEMBERED_MAX: usize = 100_000;
 
-/// Data of a `typing` event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct TypingEvent {
-    pub chat_id: ChatId,
-    pub user_id: UserId,
-}
-
-/// Tells the members of chats that somebody is typing.
-#[derive(Debug)]
+/// See the module.
+#[derive(Debug, Clone)]
 pub struct Typing {
     client: async_nats::Client,
     pool: PgPool,
     hub: Arc<Hub>,
-    told: Mutex<HashMap<(UserId, ChatId), Instant>>,
+    told: Arc<Mutex<HashMap<(ChatId, UserId), Instant>>>,
 }
 
 impl Typing {
-    /// See the type.
+    /// Sends by `client`.
     pub fn new(client: async_nats::Client, pool: PgPool, hub: Arc<Hub>) -> Self {
         Self {
             client,
             pool,
             hub,
-            told: Mutex::default(),
+            told: Arc::default(),
         }
     }
 
-    /// Tells the other members; `false` when the user is not in the chat.
-    pub async fn tell(&self, workspace: WorkspaceId, user: UserId, chat: ChatId) -> Result<bool, sqlx::Error> {
-        let is_member = match self.hub.is_member(workspace, user, chat) {
-            Some(known) => known,
-            None => memberships::among(&self.pool, chat, &[user]).await?.contains(&user),
-        };
-        if !is_member {
-            return Ok(false);
+    /// Tells the others in the chat that the user is typing. Told too often, or while NATS is away, it is dropped.
+    pub async fn tell(&self, user: UserId, workspace: WorkspaceId, chat: ChatId) -> ApiResult<()> {
+        self.authorise(user, workspace, chat).await?;
+        if !self.is_due(chat, user) || self.client.connection_state() != State::Connected {
+            return Ok(());
         }
-        if self.is_time(user, chat) {
-            let event = TypingEvent {
+        ephemeral::send(
+            &self.client,
+            workspace,
+            &TypingSignal {
                 chat_id: chat,
                 user_id: user,
-            };
-            if let Ok(body) = serde_json::to_vec(&event) {
-                let subject = format!("{EPHEMERAL_PREFIX}.{workspace}.chat.{chat}.typing");
-                // While NATS is away nobody is told; nobody misses it.
-                if let Err(error) = self.client.publish(subject, body.into()).await {
-                    tracing::debug!(%error, "typing was not told");
-                }
-            }
-        }
-        Ok(true)
+            },
+        )
+        .await;
+        Ok(())
     }
 
-    fn is_time(&self, user: UserId, chat: ChatId) -> bool {
+    async fn authorise(&self, user: UserId, workspace: WorkspaceId, chat: ChatId) -> ApiResult<()> {
+        // Whoever has a stream is known; nobody else types.
+        if self.hub.is_member(user, chat) == Some(true) {
+            return Ok(());
+        }
+        let standing = repositories::membership::standing(&self.pool, user, workspace, chat)
+            .await
+            .map_err(|error| ApiError::internal(&error))?;
+        match standing {
+            Some(standing) if standing.is_member => Ok(()),
+            Some(standing) if standing.is_public => Err(ApiError::new(
+                Code::Forbidden,
+                "Join the channel first: POST /api/chat/{id}/join.",
+            )),
+            _ => Err(ApiError::new(Code::NotFound, "There is no such chat.")),
+        }
+    }
+
+    fn is_due(&self, chat: ChatId, user: UserId) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         if told.len() >= REMEMBERED_MAX {
-            told.retain(|_, at| now.duration_since(*at) < PAUSE);
-            if told.len() >= REMEMBERED_MAX {
-                told.clear();
+            told.retain(|_, at| at.elapsed() < PAUSE);
+        }
+        let now = Instant::now();
+        match told.get_mut(&(chat, user)) {
+            Some(at) if now.duration_since(*at) < PAUSE => false,
+            Some(at) => {
+                *at = now;
+                true
+            }
+            None => {
+                told.insert((chat, user), now);
+                true
             }
         }
-        let is_time = told
-            .get(&(user, chat))
-            .is_none_or(|at| now.duration_since(*at) >= PAUSE);
-        if is_time {
-            told.insert((user, chat), now);
-        }
-        is_time
     }
 }

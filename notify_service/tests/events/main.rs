@@ -1,8 +1,9 @@
 //! Streams of real processes against real servers; events are published the way chat_service's relay does.
 
+mod chaos;
 mod delivery;
-mod resilience;
-mod sessions;
+mod endings;
+mod scale;
 mod tickets;
 mod typing;
 mod world;

@@ -69,6 +69,15 @@ impl World {
         Sse::of(request).await
     }
 
+    /// Opens a stream of a process that may be away.
+    pub async fn try_open(&self, notify: &Notify, user: User, cursor: Option<&str>) -> Option<Sse> {
+        let mut request = self.http.get(notify.url("/events")).bearer_auth(self.token(user));
+        if let Some(cursor) = cursor {
+            request = request.header("last-event-id", cursor);
+        }
+        Sse::try_of(request).await
+    }
+
     /// Opens a stream and reads until `caught_up`; gives what came before that.
     pub async fn follow(&self, notify: &Notify, user: User, cursor: Option<&str>) -> (Sse, Vec<Frame>) {
         let mut sse = self.open(notify, user, cursor).await;
@@ -80,8 +89,12 @@ impl World {
 
 impl Sse {
     pub async fn of(request: reqwest::RequestBuilder) -> Self {
-        let answer = request.send().await.expect("an answer");
-        Self {
+        Self::try_of(request).await.expect("an answer")
+    }
+
+    async fn try_of(request: reqwest::RequestBuilder) -> Option<Self> {
+        let answer = request.send().await.ok()?;
+        Some(Self {
             status: answer.status().as_u16(),
             headers: answer.headers().clone(),
             bytes: answer.bytes_stream().boxed(),
@@ -89,7 +102,7 @@ impl Sse {
             cursor: None,
             heartbeats: 0,
             retry: None,
-        }
+        })
     }
 
     /// The next event; `None` at the end of the stream.

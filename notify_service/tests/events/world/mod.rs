@@ -6,6 +6,7 @@ mod writes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
@@ -19,7 +20,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use client::{Frame, Sse};
-pub use writes::{Publisher, User};
+pub use writes::{Chat, Publisher, User};
 
 /// Longest wait for a state that must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,7 +29,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct World {
     pub pool: PgPool,
     database: TestDatabase,
-    pub nats: dev::nats::Server,
+    nats: Mutex<dev::nats::Server>,
     pub publisher: Publisher,
     signing: Vec<u8>,
     jwks_url: String,
@@ -40,8 +41,8 @@ pub struct World {
 pub struct Notify {
     pub port: u16,
     pub admin_port: u16,
-    log: PathBuf,
-    pub process: Process,
+    program: Program,
+    process: Mutex<Process>,
 }
 
 impl Notify {
@@ -50,7 +51,23 @@ impl Notify {
     }
 
     pub fn log(&self) -> String {
-        dev::child::log_tail(&self.log)
+        dev::child::log_tail(&self.program.log)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.process.lock().expect("a process").kill();
+    }
+
+    /// Starts it again, on the same ports.
+    pub fn restart(&self) {
+        *self.process.lock().expect("a process") = Process::start(&self.program).expect("notify_service");
+    }
+
+    /// SIGTERM; gives back when it has ended.
+    pub fn stop(&self) {
+        let mut process = self.process.lock().expect("a process");
+        tokio::task::block_in_place(|| process.stop(dev::child::Signal::SIGTERM, PATIENCE));
     }
 }
 
@@ -83,7 +100,7 @@ impl World {
             publisher: Publisher::new(connect(&nats).await),
             pool,
             database,
-            nats,
+            nats: Mutex::new(nats),
             signing: pair.to_pkcs8().expect("a key").as_ref().to_vec(),
             jwks_url: serve_jwks(jwks).await,
             folder,
@@ -91,6 +108,11 @@ impl World {
         };
         world.make_stream().await;
         world
+    }
+
+    /// The NATS server.
+    pub fn nats(&self) -> MutexGuard<'_, dev::nats::Server> {
+        self.nats.lock().expect("a server")
     }
 
     /// Makes the stream, with a history of its own.
@@ -125,14 +147,14 @@ impl World {
             ("LISTEN", format!("127.0.0.1:{port}")),
             ("ADMIN_LISTEN", format!("127.0.0.1:{admin_port}")),
             ("DATABASE__URL", self.database.url("notify")),
-            ("NATS__URL", self.nats.url()),
+            ("NATS__URL", self.nats().url()),
             ("NATS__USER", "notify".to_owned()),
             ("NATS__PASSWORD", "notify-password".to_owned()),
             ("AUTH__JWKS_URL", self.jwks_url.clone()),
             ("DRAIN_SECONDS", "3".to_owned()),
         ];
         let given = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let process = Process::start(&Program {
+        let program = Program {
             name: "notify_service".to_owned(),
             path: PathBuf::from(env!("CARGO_BIN_EXE_notify_service")),
             args: Vec::new(),
@@ -141,16 +163,16 @@ impl World {
                 .chain(given)
                 .map(|(name, value)| (format!("FECHATTER_NOTIFY__{name}"), value))
                 .collect(),
-            log: log.clone(),
+            log,
             user: None,
             dir: self.folder.path().to_owned(),
-        })
-        .expect("notify_service");
+        };
+        let process = Process::start(&program).expect("notify_service");
         Notify {
             port,
             admin_port,
-            log,
-            process,
+            program,
+            process: Mutex::new(process),
         }
     }
 
@@ -175,18 +197,6 @@ impl World {
         let url = format!("http://127.0.0.1:{}/metrics", notify.admin_port);
         let answer = self.http.get(url).send().await.expect("an answer");
         answer.text().await.expect("text")
-    }
-
-    /// The sum of a metric over its labels, if it is there.
-    pub async fn metric(&self, notify: &Notify, name: &str) -> Option<f64> {
-        let text = self.metrics(notify).await;
-        text.lines()
-            .filter(|line| {
-                line.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
-            })
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .reduce(|sum, value| sum + value)
     }
 }
 

@@ -1,0 +1,403 @@
+//! Everything that events, streams and membership share, behind one lock.
+//!
+//! One lock on purpose: an event is kept in the ring, changes membership and reaches its receivers' queues in one step,
+//! and a stream takes its backlog and begins to receive in one step. So whatever order the two steps come in, a stream
+//! misses nothing and gets nothing twice, and nothing passes a membership that has just ended. A step takes microseconds,
+//! a few milliseconds for an event to ten thousand receivers; nothing in it waits.
+
+mod join;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fechatter_core::{ChatId, UserId};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::config::{Config, ReplayConfig, StreamConfig};
+use crate::connection::{Connection, End, EphemeralKey};
+use crate::cursor::Cursor;
+use crate::event::{Entry, Route};
+use crate::membership::{Effect, LoadEnd, Loaded, Membership, Verdict};
+use crate::metrics::Metrics;
+use crate::ring::Ring;
+
+pub use join::{Begun, Fetched, Join, JoinRequest, Requested};
+
+/// Most revoked sessions remembered; the oldest are forgotten first.
+const REVOKED_MAX: usize = 200_000;
+/// How long a revoked session is remembered: longer than any access token lives.
+pub const REVOKED_FOR: Duration = Duration::from_hours(1);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Hub {
+    core: Mutex<Core>,
+    replay: ReplayConfig,
+    stream: StreamConfig,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Core {
+    /// The history that positions count in; none until the stream has been found.
+    epoch: Option<Uuid>,
+    /// Everything up to here has been processed.
+    position: u64,
+    /// What came before is not known to be whole.
+    floor: u64,
+    is_caught_up: bool,
+    is_draining: bool,
+    ring: Ring,
+    membership: Membership,
+    connections: HashMap<UserId, Vec<Arc<Connection>>>,
+    streams: usize,
+    next_id: u64,
+    /// Known users without a stream, and since when.
+    away: HashMap<UserId, Instant>,
+    revoked: HashMap<Uuid, Instant>,
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(config: &Config, metrics: Metrics) -> Self {
+        Self {
+            core: Mutex::new(Core {
+                epoch: None,
+                position: 0,
+                floor: 0,
+                is_caught_up: false,
+                is_draining: false,
+                ring: Ring::new(config.ring.max_events, config.ring.max_bytes),
+                membership: Membership::default(),
+                connections: HashMap::new(),
+                streams: 0,
+                next_id: 1,
+                away: HashMap::new(),
+                revoked: HashMap::new(),
+            }),
+            replay: config.replay.clone(),
+            stream: config.stream.clone(),
+            metrics,
+        }
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The instruments.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// How streams are to be.
+    pub const fn stream_config(&self) -> &StreamConfig {
+        &self.stream
+    }
+
+    /// Where this process is; nothing before it has found the stream.
+    pub fn position(&self) -> Option<Cursor> {
+        self.core().cursor()
+    }
+
+    /// Begins a history whose events up to `start` will not be held. Clients of an earlier one are told to reload, and
+    /// what that one said up to `newest` is asked about when it comes again.
+    pub fn begin_history(&self, epoch: Uuid, start: u64, newest: Option<OffsetDateTime>) {
+        let mut core = self.core();
+        let is_first = core.epoch.is_none();
+        core.epoch = Some(epoch);
+        core.position = start;
+        core.ring.reset(start);
+        core.floor = if is_first { 0 } else { start };
+        if let Some(newest) = newest {
+            core.membership.doubt_until(newest);
+        }
+        if !is_first {
+            core.gap_for_all("history_changed", &self.metrics);
+        }
+    }
+
+    /// Events before the next one are missing: everybody reloads.
+    pub fn lost_events(&self, next: u64) {
+        let mut core = self.core();
+        let before = next.saturating_sub(1);
+        core.position = before;
+        core.ring.reset(before);
+        core.floor = before;
+        core.gap_for_all("events_lost", &self.metrics);
+    }
+
+    /// All that was in the stream when this process looked has been processed.
+    pub fn set_caught_up(&self) {
+        self.core().is_caught_up = true;
+    }
+
+    /// Whether the consumer has been at the end of the stream once.
+    pub fn is_caught_up(&self) -> bool {
+        self.core().is_caught_up
+    }
+
+    /// An event that concerns nobody.
+    pub fn skip(&self, sequence: u64) {
+        self.core().position = sequence;
+    }
+
+    /// What PostgreSQL must be asked before the event is published.
+    pub fn questions(&self, entry: &Entry) -> Option<(ChatId, Vec<UserId>)> {
+        self.core().membership.questions(&entry.route, entry.time)
+    }
+
+    /// Keeps an event, applies it, and puts it into the queues of those who may see it. Returns how many those are.
+    pub fn publish(&self, entry: Entry, verdict: Option<&Verdict>) -> usize {
+        let entry = Arc::new(entry);
+        let mut core = self.core();
+        let receivers = core.apply_and_deliver(&entry, verdict, &self.metrics);
+        core.position = entry.sequence;
+        if !matches!(entry.route, Route::SessionRevoked { .. }) {
+            core.ring.push(entry);
+        }
+        drop(core);
+        self.metrics.delivered(receivers);
+        receivers
+    }
+
+    /// Remembers a session that was revoked before this process came to the events about it.
+    pub fn remember_revoked(&self, session: Uuid) {
+        self.core().revoke(session);
+    }
+
+    /// Whether a session is known to be revoked.
+    pub fn is_revoked(&self, session: Uuid) -> bool {
+        self.core().revoked.contains_key(&session)
+    }
+
+    /// Whether a user's chats are known.
+    pub fn knows(&self, user: UserId) -> bool {
+        self.core().membership.knows(user)
+    }
+
+    /// Begins to load users' chats; call it before asking the database.
+    pub fn begin_load(&self, users: &[UserId]) {
+        let mut core = self.core();
+        for user in users {
+            core.membership.begin_load(*user);
+        }
+    }
+
+    /// Ends a load.
+    pub fn finish_load(&self, user: UserId, loaded: Loaded) -> LoadEnd {
+        let mut core = self.core();
+        let end = core.membership.finish_load(user, loaded);
+        if end == LoadEnd::Ready && !core.connections.contains_key(&user) {
+            core.away.insert(user, Instant::now());
+        }
+        end
+    }
+
+    /// Gives up loads.
+    pub fn abandon_load(&self, users: &[UserId]) {
+        let mut core = self.core();
+        for user in users {
+            core.membership.abandon_load(*user);
+        }
+    }
+
+    /// Forgets users about whom PostgreSQL could not be asked; their streams end and load anew when they return.
+    pub fn doubt(&self, users: &[UserId]) {
+        let mut core = self.core();
+        for user in users {
+            core.end_user(*user, End::Replaced);
+            core.forget(*user);
+        }
+    }
+
+    /// Forgets users who have had no stream for long.
+    pub fn sweep(&self) {
+        let linger = self.stream.linger();
+        let mut core = self.core();
+        let gone: Vec<UserId> = core
+            .away
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= linger)
+            .map(|(user, _)| *user)
+            .collect();
+        for user in gone {
+            core.forget(user);
+        }
+        core.revoked.retain(|_, since| since.elapsed() < REVOKED_FOR);
+        self.metrics
+            .held(core.ring.len(), core.ring.bytes(), core.membership.len());
+    }
+
+    /// A stream is no longer written to.
+    pub fn leave(&self, connection: &Arc<Connection>) {
+        let user = connection.owner.user;
+        let mut core = self.core();
+        let Some(connections) = core.connections.get_mut(&user) else {
+            return;
+        };
+        let before = connections.len();
+        connections.retain(|other| other.id != connection.id);
+        let left = before - connections.len();
+        let is_last = connections.is_empty();
+        core.streams -= left;
+        if is_last {
+            core.connections.remove(&user);
+            if core.membership.knows(user) {
+                core.away.insert(user, Instant::now());
+            }
+        }
+    }
+
+    /// Takes no more streams and gives those there are, to be closed one after the other.
+    pub fn drain(&self) -> Vec<Arc<Connection>> {
+        let mut core = self.core();
+        core.is_draining = true;
+        core.connections.values().flatten().cloned().collect()
+    }
+
+    /// Number of streams.
+    pub fn streams(&self) -> usize {
+        self.core().streams
+    }
+
+    /// Whether the user is known to be in the chat; nothing for a user who is not known.
+    pub fn is_member(&self, user: UserId, chat: ChatId) -> Option<bool> {
+        let core = self.core();
+        core.membership
+            .knows(user)
+            .then(|| core.membership.is_member(user, chat))
+    }
+
+    /// Puts a short-lived event into the streams of everybody in the chats but `subject`. Returns how many.
+    pub fn publish_ephemeral(&self, chats: &[ChatId], subject: UserId, key: EphemeralKey, frame: &Bytes) -> usize {
+        let core = self.core();
+        let mut receivers: Vec<UserId> = chats.iter().flat_map(|chat| core.membership.members(*chat)).collect();
+        receivers.sort_unstable();
+        receivers.dedup();
+        receivers
+            .into_iter()
+            .filter(|user| *user != subject)
+            .filter_map(|user| core.connections.get(&user))
+            .flatten()
+            .filter(|connection| connection.push_ephemeral(key, frame))
+            .count()
+    }
+}
+
+impl Core {
+    fn cursor(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor {
+            epoch,
+            sequence: self.position,
+        })
+    }
+
+    fn gap_for_all(&self, reason: &'static str, metrics: &Metrics) {
+        let Some(at) = self.cursor() else { return };
+        for connection in self.connections.values().flatten() {
+            connection.gap(reason, at);
+        }
+        metrics.gap(reason, self.streams);
+    }
+
+    fn apply_and_deliver(&mut self, entry: &Arc<Entry>, verdict: Option<&Verdict>, metrics: &Metrics) -> usize {
+        let (route, time) = (&entry.route, entry.time);
+        match route {
+            Route::Chat(chat) => self.deliver(entry, self.membership.members(*chat), metrics),
+            Route::ChatCreated { chat, .. } | Route::MemberAdded { chat, .. } => {
+                // First in, so that it is the first that the new member sees of the chat.
+                self.membership.apply(route, time, verdict);
+                self.deliver(entry, self.membership.members(*chat), metrics)
+            }
+            Route::MemberRemoved { chat, user, .. } => {
+                let is_outside = !self.membership.is_member(*user, *chat);
+                let receivers = self.membership.members(*chat).chain(is_outside.then_some(*user));
+                let count = self.deliver(entry, receivers, metrics);
+                self.change(route, time, entry.sequence);
+                count
+            }
+            Route::ChatDeleted(chat) => {
+                let count = self.deliver(entry, self.membership.members(*chat), metrics);
+                self.change(route, time, entry.sequence);
+                count
+            }
+            Route::Read { chat, reader, shared } => {
+                if *shared {
+                    self.deliver(entry, self.membership.members(*chat), metrics)
+                } else {
+                    let receiver = self.membership.is_member(*reader, *chat).then_some(*reader);
+                    self.deliver(entry, receiver.into_iter(), metrics)
+                }
+            }
+            Route::User {
+                workspace,
+                user,
+                deactivated,
+            } => {
+                let count = self.deliver(entry, self.membership.colleagues(*workspace), metrics);
+                if *deactivated {
+                    self.end_user(*user, End::Deactivated);
+                    self.forget(*user);
+                }
+                count
+            }
+            Route::SessionRevoked { session, user } => {
+                for connection in self.connections.get(user).into_iter().flatten() {
+                    if connection.owner.session == *session {
+                        connection.end(End::Revoked);
+                    }
+                }
+                self.revoke(*session);
+                0
+            }
+            Route::Control => 0,
+        }
+    }
+
+    fn deliver(&self, entry: &Arc<Entry>, receivers: impl Iterator<Item = UserId>, metrics: &Metrics) -> usize {
+        let mut count = 0;
+        for connection in receivers.filter_map(|user| self.connections.get(&user)).flatten() {
+            if connection.push(entry) {
+                count += 1;
+            } else {
+                metrics.slow();
+            }
+        }
+        count
+    }
+
+    /// Applies an event that ends memberships. Whoever leaves has taken back what waits for them; what waits of a chat
+    /// that ends was sent to its members before.
+    fn change(&mut self, route: &Route, time: OffsetDateTime, sequence: u64) {
+        if let Effect::Left { chat, user } = self.membership.apply(route, time, None) {
+            for connection in self.connections.get(&user).into_iter().flatten() {
+                connection.cut(chat, sequence);
+            }
+        }
+    }
+
+    fn end_user(&self, user: UserId, end: End) {
+        for connection in self.connections.get(&user).into_iter().flatten() {
+            connection.end(end);
+        }
+    }
+
+    fn forget(&mut self, user: UserId) {
+        self.membership.forget(user);
+        self.away.remove(&user);
+    }
+
+    fn revoke(&mut self, session: Uuid) {
+        if self.revoked.len() >= REVOKED_MAX
+            && let Some(oldest) = self.revoked.iter().min_by_key(|(_, since)| **since).map(|(id, _)| *id)
+        {
+            self.revoked.remove(&oldest);
+        }
+        self.revoked.insert(session, Instant::now());
+    }
+}

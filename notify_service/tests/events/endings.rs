@@ -1,0 +1,426 @@
+//! How streams end, what they hold meanwhile, and what happens to events that cannot be read.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream;
+use fechatter_core::chat::ChatKind;
+use fechatter_core::events::{Event, EventType, METADATA_EPOCH, STREAM};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::world::{Frame, PATIENCE, World, eventually};
+
+fn contents(frames: &[Frame]) -> Vec<&str> {
+    let messages = frames.iter().filter(|frame| frame.event == "message.created");
+    messages
+        .map(|frame| frame.data["message"]["content"].as_str().expect("text"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_session_and_a_deactivated_user_are_cut_off() {
+    let mut world = World::new().await;
+    let ada = world.workspace("ends").await;
+    let bob = world.user(ada.workspace).await;
+    let (first, second) = (world.notify(&[]).await, world.notify(&[]).await);
+    let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let token = world.token_of(ada, one, 900);
+    let mut ending = world.open_as(&first, &token, None).await;
+    let mut also_ending = world.open_as(&second, &token, None).await;
+    let mut going_on = world.open_as(&first, &world.token_of(ada, other, 900), None).await;
+    let mut of_bob = world.open(&second, bob, None).await;
+    for sse in [&mut ending, &mut also_ending, &mut going_on, &mut of_bob] {
+        sse.until("caught_up").await;
+    }
+
+    let revoked = json!({"session_id": one, "user_id": ada.id});
+    world
+        .publisher
+        .publish(EventType::SessionRevoked, ada.workspace, ada.id, revoked)
+        .await;
+    for sse in [&mut ending, &mut also_ending] {
+        let frames = sse.rest().await;
+        assert_eq!(frames.len(), 1, "{frames:?}");
+        assert_eq!(
+            (frames[0].event.as_str(), &frames[0].data),
+            ("reauth", &json!({"reason": "session_revoked"}))
+        );
+    }
+    // The token still looks good; who started after the revocation knows of it too.
+    let third = world.notify(&[("RING__MAX_EVENTS", "1")]).await;
+    for notify in [&first, &second, &third] {
+        assert_eq!(world.open_as(notify, &token, None).await.status, 401);
+    }
+
+    sqlx::query("UPDATE users SET deactivated_at = now() WHERE id = $1")
+        .bind(bob.id)
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    let user = json!({"user": {"id": bob.id, "workspace_id": bob.workspace, "fullname": "Bob", "email": "a@b.c",
+        "role": "member", "created_at": "2026-11-23T10:00:00Z"}, "deactivated": true});
+    world
+        .publisher
+        .publish(EventType::UserUpdated, bob.workspace, bob.id, user)
+        .await;
+    assert_eq!(
+        of_bob.rest().await.last().unwrap().data,
+        json!({"reason": "deactivated"})
+    );
+    assert_eq!(world.open(&second, bob, None).await.status, 401);
+    assert_eq!(going_on.next().await.unwrap().event, "user.updated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_closed_and_harms_nobody() {
+    let mut world = World::new().await;
+    let ada = world.workspace("slow").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let notify = world.notify(&[("STREAM__QUEUE_BYTES", "100000")]).await;
+    let mut slow = world.open(&notify, ada, None).await;
+    slow.until("caught_up").await;
+    let (mut quick, _) = world.follow(&notify, ada, None).await;
+    // Far more than the sockets and the queue hold.
+    let text = "x".repeat(60_000);
+    for seq in 1..=300 {
+        world.send(chat, ada, seq, &text).await;
+        assert_eq!(quick.next().await.unwrap().data["message"]["seq"], seq);
+    }
+    eventually("the slow client to be closed", async || {
+        world
+            .metrics(&notify)
+            .await
+            .lines()
+            .any(|line| line.starts_with("notify_slow_closes_total") && line.ends_with(" 1"))
+    })
+    .await;
+    // It ends where it was cut, and the client returns from there: to less than a backlog may have, or to a gap.
+    let frames = slow.rest().await;
+    assert!(frames.len() < 300, "the stream was cut");
+    let seqs: Vec<i64> = frames
+        .iter()
+        .filter_map(|frame| frame.data["message"]["seq"].as_i64())
+        .collect();
+    assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>());
+    let (_, frames) = world.follow(&notify, ada, slow.cursor.as_deref()).await;
+    assert_eq!(
+        frames[0].data,
+        json!({"reason": "too_many"}),
+        "a backlog of more than 8 MiB is not sent"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_while_away_gets_nothing_of_the_chat() {
+    let mut world = World::new().await;
+    let ada = world.workspace("away").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    // One that remembers Bob, one that reads the stream back, one that starts later.
+    let remembers = world.notify(&[]).await;
+    let reads_back = world.notify(&[("RING__MAX_EVENTS", "1")]).await;
+    let (sse, _) = world.follow(&remembers, bob, None).await;
+    let cursor = sse.cursor.clone();
+    drop(sse);
+    world.send(chat, ada, 1, "he was a member, and is not now").await;
+    world.member(chat, bob, false).await;
+    world.send(chat, ada, 2, "he is not a member").await;
+    let later = world.notify(&[]).await;
+    for notify in [&remembers, &reads_back, &later] {
+        eventually("the removal to arrive", async || {
+            let (_, frames) = world.follow(notify, bob, cursor.as_deref()).await;
+            let names: Vec<&str> = frames.iter().map(|frame| frame.event.as_str()).collect();
+            assert!(
+                !names.contains(&"message.created") || names == ["resumed", "message.created"],
+                "{names:?}"
+            );
+            names == ["resumed", "member.removed"]
+        })
+        .await;
+    }
+    // Back again, he sees the whole of it, as the API would show him.
+    world.member(chat, bob, true).await;
+    for notify in [&remembers, &reads_back, &later] {
+        eventually("the return to arrive", async || {
+            let (_, frames) = world.follow(notify, bob, cursor.as_deref()).await;
+            contents(&frames).len() == 2
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_cannot_be_read_go_to_the_dead_letters_and_the_next_ones_flow() {
+    let mut world = World::new().await;
+    let ada = world.workspace("poison").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let (first, second) = (world.notify(&[]).await, world.notify(&[]).await);
+    let (mut sse, _) = world.follow(&first, ada, None).await;
+    let poison = json!({"message": "not one"});
+    world
+        .publisher
+        .publish(EventType::MessageCreated, chat.workspace, chat.id, poison.clone())
+        .await;
+    let mut future: Event<serde_json::Value> = Event::new(
+        EventType::MessageCreated,
+        chat.workspace.into(),
+        chat.id,
+        time::OffsetDateTime::now_utc(),
+        poison,
+    );
+    future.dataschema = "urn:fechatter:event:message.created:99".to_owned();
+    let position = world
+        .publisher
+        .positions
+        .entry(fechatter_core::events::shard_of(chat.id))
+        .or_default();
+    *position += 1;
+    let position = *position;
+    world
+        .publisher
+        .put(EventType::MessageCreated, chat.id, &future, position)
+        .await;
+    world
+        .publisher
+        .context
+        .publish(format!("fechatter.{}.chat.1.x", chat.workspace), "no headers".into())
+        .await
+        .unwrap();
+    world.send(chat, ada, 1, "after").await;
+    let frame = sse.next().await.unwrap();
+    assert_eq!(
+        (frame.event.as_str(), &frame.data["message"]["content"]),
+        ("message.created", &json!("after"))
+    );
+    eventually("the dead letters, once for both processes", async || {
+        let letters: Vec<(String, i64)> =
+            sqlx::query_as("SELECT consumer, stream_sequence FROM dead_letters ORDER BY stream_sequence")
+                .fetch_all(&world.pool)
+                .await
+                .unwrap();
+        letters
+            .iter()
+            .map(|(consumer, sequence)| (consumer.as_str(), *sequence))
+            .collect::<Vec<_>>()
+            == [("notify_service", 1), ("notify_service", 2), ("notify_service", 3)]
+    })
+    .await;
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_lost_and_rebuilt_is_a_gap_and_then_nothing_twice() {
+    let mut world = World::new().await;
+    let ada = world.workspace("rebuilt").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let notify = world.notify(&[]).await;
+    let (mut sse, _) = world.follow(&notify, ada, None).await;
+    let mut sent = Vec::new();
+    for seq in 1..=3 {
+        world.send(chat, ada, seq, "before").await;
+        sent.push(sse.next().await.unwrap());
+    }
+    let old_cursor = sse.cursor.clone();
+    // As the relay does when it finds the stream without what it has acknowledged: another epoch, purged, all again.
+    let epoch = Uuid::now_v7();
+    let mut stream = world.publisher.context.get_stream(STREAM).await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.metadata.insert(METADATA_EPOCH.to_owned(), epoch.to_string());
+    world.publisher.context.update_stream(&config).await.unwrap();
+    stream.purge().await.unwrap();
+    world.publisher.begin(epoch);
+    world.publisher.positions.clear();
+    for seq in 1..=5 {
+        world
+            .send(chat, ada, seq, if seq < 4 { "before" } else { "after" })
+            .await;
+    }
+    let gap = sse.next().await.unwrap();
+    assert_eq!(
+        (gap.event.as_str(), &gap.data),
+        ("gap", &json!({"reason": "history_changed"}))
+    );
+    // Time decides too: these copies carry a later time than the originals, so they count as other events. The relay
+    // keeps the time; the unit tests of `positions` hold that case.
+    let seqs = async |sse: &mut crate::world::Sse| {
+        let mut seqs = Vec::new();
+        while seqs.last() != Some(&5) {
+            seqs.push(sse.next().await.unwrap().data["message"]["seq"].as_i64().unwrap());
+        }
+        seqs
+    };
+    let live = seqs(&mut sse).await;
+    assert!(live.ends_with(&[4, 5]) && live.is_sorted(), "{live:?}");
+    let (_, frames) = world.follow(&notify, ada, old_cursor.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"reason": "history_changed"}));
+    let (_, frames) = world.follow(&notify, ada, sse.cursor.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"count": 0}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_server_is_found_again() {
+    let mut world = World::new().await;
+    let ada = world.workspace("wiped").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let notify = world.notify(&[]).await;
+    let (mut sse, _) = world.follow(&notify, ada, None).await;
+    world.send(chat, ada, 1, "before").await;
+    sse.next().await.unwrap();
+    world.nats().wipe().unwrap();
+    tokio::task::block_in_place(|| world.nats().restart()).unwrap();
+    eventually("health to say so", async || {
+        world.health(&notify).await["checks"]["events"]["status"] == "degraded"
+    })
+    .await;
+    // Who comes meanwhile is served from memory.
+    let (_, frames) = world.follow(&notify, ada, sse.cursor.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"count": 0}));
+    eventually("NATS to take the stream", async || {
+        world
+            .publisher
+            .context
+            .get_stream(STREAM)
+            .await
+            .is_err_and(|error| error.to_string().contains("not found"))
+    })
+    .await;
+    world.make_stream().await;
+    assert_eq!(sse.next().await.unwrap().data, json!({"reason": "history_changed"}));
+    world.send(chat, ada, 2, "after").await;
+    assert_eq!(sse.next().await.unwrap().data["message"]["seq"], 2);
+    eventually("health", async || world.health(&notify).await["status"] == "ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_events_are_noticed_and_copies_dropped() {
+    let mut world = World::new().await;
+    let ada = world.workspace("holes").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let notify = world.notify(&[]).await;
+    let (mut sse, _) = world.follow(&notify, ada, None).await;
+    world.send(chat, ada, 1, "one").await;
+    let cursor = sse.next().await.unwrap().id;
+    let shard = fechatter_core::events::shard_of(chat.id);
+    // A latecomer publishes position 1 once more, under another id.
+    world.publisher.positions.insert(shard, 0);
+    world.send(chat, ada, 1, "a copy").await;
+    world.send(chat, ada, 2, "two").await;
+    assert_eq!(sse.next().await.unwrap().data["message"]["content"], "two");
+    // Position 3 never comes.
+    world.publisher.positions.insert(shard, 3);
+    world.send(chat, ada, 4, "four").await;
+    assert_eq!(sse.next().await.unwrap().data, json!({"reason": "events_lost"}));
+    assert_eq!(sse.next().await.unwrap().data["message"]["content"], "four");
+    let (_, frames) = world.follow(&notify, ada, cursor.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"reason": "events_lost"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_move_the_cursor_and_a_stopping_process_closes_its_streams() {
+    let mut world = World::new().await;
+    let ada = world.workspace("beats").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let beats = [
+        ("STREAM__HEARTBEAT_MIN_SECONDS", "1"),
+        ("STREAM__HEARTBEAT_MAX_SECONDS", "1"),
+    ];
+    let notify = world.notify(&beats).await;
+    let (mut of_bob, _) = world.follow(&notify, bob, None).await;
+    let before = of_bob.cursor.clone().unwrap();
+    world.send(chat, ada, 1, "not for Bob").await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while of_bob.cursor.as_ref() == Some(&before) {
+        assert!(tokio::time::Instant::now() < deadline, "the cursor stands still");
+        assert_eq!(of_bob.within(Duration::from_millis(300)).await, None);
+    }
+    assert!(of_bob.heartbeats > 0);
+    let (_, frames) = world.follow(&notify, bob, of_bob.cursor.as_deref()).await;
+    assert_eq!(frames[0].data, json!({"count": 0}));
+
+    let ending = tokio::spawn(async move { of_bob.rest().await });
+    notify.stop();
+    assert_eq!(ending.await.unwrap(), []);
+    assert!(notify.log().contains("stopped"), "{}", notify.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_stream_nobody_is_served_and_nothing_breaks() {
+    let world = World::new().await;
+    let ada = world.workspace("starting").await;
+    world.publisher.context.delete_stream(STREAM).await.unwrap();
+    let notify = world.launch(&[]);
+    eventually("an answer", async || {
+        world
+            .try_open(&notify, ada, None)
+            .await
+            .is_some_and(|sse| sse.status == 503)
+    })
+    .await;
+    world
+        .publisher
+        .context
+        .create_stream(stream::Config {
+            name: STREAM.to_owned(),
+            subjects: vec!["fechatter.>".to_owned()],
+            metadata: [(METADATA_EPOCH.to_owned(), Uuid::now_v7().to_string())].into(),
+            ..stream::Config::default()
+        })
+        .await
+        .unwrap();
+    world.ready(&notify).await;
+    assert_eq!(world.open(&notify, ada, None).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_memory_no_longer_holds_is_read_from_the_stream() {
+    let mut world = World::new().await;
+    let ada = world.workspace("far").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let other = world.chat(ChatKind::PrivateChannel, &[bob]).await;
+    let notify = world
+        .notify(&[("RING__MAX_EVENTS", "3"), ("REPLAY__MAX_SCANNED", "1300")])
+        .await;
+    let (sse, _) = world.follow(&notify, ada, None).await;
+    let start = sse.cursor.clone().expect("a cursor");
+    drop(sse);
+    let mut last = 0;
+    for seq in 1..=600 {
+        world.send(chat, ada, seq, "x").await;
+        last = world.send(other, bob, seq, "y").await;
+    }
+    // Twice: the second time from what the first has read.
+    for _ in 0..2 {
+        eventually("the last event", async || {
+            let (_, frames) = world.follow(&notify, ada, Some(&start)).await;
+            assert_eq!(frames[0].event, "resumed");
+            let seqs: Vec<i64> = frames[1..]
+                .iter()
+                .filter_map(|f| f.data["message"]["seq"].as_i64())
+                .collect();
+            assert_eq!(seqs, (1..=i64::try_from(seqs.len()).expect("few")).collect::<Vec<_>>());
+            assert_eq!(frames[0].data["count"], seqs.len());
+            seqs.len() == 600
+        })
+        .await;
+    }
+    let metrics = world.metrics(&notify).await;
+    let is_counted = |line: &str| line.starts_with("notify_replays_total") && line.contains("source=\"stream\"");
+    assert!(metrics.lines().any(is_counted), "{metrics}");
+    // Further back than we look, and what the stream no longer has.
+    for seq in 601..=800 {
+        last = world.send(chat, ada, seq, "x").await;
+    }
+    let expired = |frames: &[Frame]| frames[0].data == json!({"reason": "expired"});
+    eventually("it to be too far", async || {
+        expired(&world.follow(&notify, ada, Some(&start)).await.1)
+    })
+    .await;
+    let near = start.replace(".0", &format!(".{}", last - 200));
+    assert!(!expired(&world.follow(&notify, ada, Some(&near)).await.1));
+    let stream = world.publisher.context.get_stream(STREAM).await.expect("the stream");
+    stream.purge().sequence(last - 99).await.expect("a purge");
+    let gone = start.replace(".0", &format!(".{}", last - 300));
+    assert!(expired(&world.follow(&notify, ada, Some(&gone)).await.1));
+}
