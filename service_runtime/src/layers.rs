@@ -32,7 +32,12 @@ pub struct RequestId(pub String);
 /// Wraps a service's routes.
 pub fn apply(router: Router) -> Router {
     router
-        .fallback(|| async { ApiError::new(Code::NotFound, "There is no such route; /openapi.json lists what there is.") })
+        .fallback(|| async {
+            ApiError::new(
+                Code::NotFound,
+                "There is no such route; /openapi.json lists what there is.",
+            )
+        })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn(observe))
 }
@@ -193,7 +198,10 @@ fn plain_error(status: StatusCode) -> Option<Problem> {
             Code::MethodNotAllowed,
             "This route does not have that method; `Allow` lists what it has.",
         ),
-        StatusCode::NOT_FOUND => Problem::new(Code::NotFound, "There is no such route; /openapi.json lists what there is."),
+        StatusCode::NOT_FOUND => Problem::new(
+            Code::NotFound,
+            "There is no such route; /openapi.json lists what there is.",
+        ),
         StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(Code::PayloadTooLarge, "The body is larger than this route accepts.")
         }
