@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fechatter_core::token::{Claims, KeySet, Verifier};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ pub const ACTIVATION_SECONDS: i64 = 60;
 /// Time between two readings of the folder.
 const RELOAD: Duration = Duration::from_secs(10);
 
-const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const PEM_END: &str = "-----END PRIVATE KEY-----";
+/// What a PKCS#8 key is called in PEM (RFC 7468, section 10).
+const PEM_TAG: &str = "PRIVATE KEY";
 
 struct SigningKey {
     kid: String,
@@ -150,14 +150,12 @@ fn read(dir: &Path) -> anyhow::Result<Loaded> {
 }
 
 fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
-    let text = std::fs::read_to_string(path)?;
-    let body = text
-        .split_once(PEM_BEGIN)
-        .and_then(|(_, rest)| rest.split_once(PEM_END))
-        .map(|(body, _)| body.split_whitespace().collect::<String>())
-        .context("not a PKCS#8 PEM file")?;
-    let pkcs8 = STANDARD.decode(body).context("not a PKCS#8 PEM file")?;
-    let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|error| anyhow::anyhow!("not an Ed25519 key: {error}"))?;
+    let file = pem::parse(std::fs::read(path)?).context("not a PKCS#8 PEM file")?;
+    if file.tag() != PEM_TAG {
+        bail!("holds a {}, not a {PEM_TAG}", file.tag());
+    }
+    let pkcs8 = file.contents();
+    let pair = Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|error| anyhow::anyhow!("not an Ed25519 key: {error}"))?;
     let kid = path
         .file_stem()
         .and_then(|stem| stem.to_str())
@@ -171,7 +169,7 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
     Ok(SigningKey {
         kid,
         made_at,
-        encoding: EncodingKey::from_ed_der(&pkcs8),
+        encoding: EncodingKey::from_ed_der(pkcs8),
         public: pair.public_key().as_ref().to_vec(),
     })
 }
@@ -192,7 +190,7 @@ pub fn generate(dir: &Path) -> anyhow::Result<PathBuf> {
         .create_new(true)
         .mode(0o600)
         .open(&path)?;
-    writeln!(file, "{PEM_BEGIN}\n{}\n{PEM_END}", STANDARD.encode(pkcs8.as_ref()))?;
+    file.write_all(pem::encode(&pem::Pem::new(PEM_TAG, pkcs8.as_ref())).as_bytes())?;
     file.sync_all()?;
     Ok(path)
 }
@@ -228,6 +226,25 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let token = keys.sign(&claims(now), now).unwrap();
         assert_eq!(verifier.verify(&token, now).unwrap().claims.user_id().0, 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_private_key_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = generate(dir.path()).unwrap();
+        let good = std::fs::read_to_string(&path).unwrap();
+        for (content, complaint) in [
+            ("nothing".to_owned(), "not a PKCS#8 PEM file"),
+            (
+                good.replace(PEM_TAG, "PUBLIC KEY"),
+                "holds a PUBLIC KEY, not a PRIVATE KEY",
+            ),
+            (pem::encode(&pem::Pem::new(PEM_TAG, *b"short")), "not an Ed25519 key"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = format!("{:#}", SigningKeys::open(dir.path()).unwrap_err());
+            assert!(error.contains(complaint) && error.contains(".pem"), "{error}");
+        }
     }
 
     #[test]
