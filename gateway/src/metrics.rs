@@ -4,15 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use observability::buckets::{HTTP_DURATION_BUCKETS, STREAM_LIFETIME_BUCKETS};
+use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 
 use crate::routes::{Class, Group};
-
-/// Bounds of `http.server.request.duration` as OpenTelemetry's conventions ask, in seconds.
-const DURATION_BOUNDS: [f64; 14] = [
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
 
 /// The instruments.
 #[derive(Debug)]
@@ -69,10 +66,11 @@ pub struct Outcome {
 impl Metrics {
     /// Instruments of the process's meter; make them after telemetry is up.
     pub fn new() -> Self {
-        let meter = opentelemetry::global::meter("gateway");
+        let instruments = Instruments::of("gateway");
+        let meter = instruments.meter();
         let gauges = Arc::new(Gauges::default());
         observe(
-            &meter,
+            meter,
             "gateway.connections",
             "{connection}",
             "Open client connections.",
@@ -80,77 +78,60 @@ impl Metrics {
             |g| &g.connections,
         );
         observe(
-            &meter,
+            meter,
             "gateway.streams",
             "{stream}",
             "Open event streams.",
             &gauges,
             |g| &g.streams,
         );
-        let counter = |name: &'static str, unit: &'static str, text: &'static str| {
-            meter.u64_counter(name).with_unit(unit).with_description(text).build()
-        };
-        let seconds = |name: &'static str, text: &'static str, bounds: &[f64]| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(text)
-                .with_boundaries(bounds.to_vec())
-                .build()
-        };
-        let gauge = |name: &'static str, text: &'static str| {
-            meter
-                .u64_gauge(name)
-                .with_unit("{upstream}")
-                .with_description(text)
-                .build()
-        };
+        let upstreams = |name, description| instruments.gauge(name, "{upstream}", description);
         Self {
-            request_duration: seconds(
+            request_duration: instruments.seconds(
                 "http.server.request.duration",
                 "Time from the request's head to the answer's head.",
-                &DURATION_BOUNDS,
+                &HTTP_DURATION_BUCKETS,
             ),
-            stream_lifetime: seconds(
+            stream_lifetime: instruments.seconds(
                 "gateway.stream.lifetime",
                 "How long event streams lived.",
-                &[1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 900.0, 3_600.0],
+                &STREAM_LIFETIME_BUCKETS,
             ),
-            tokens: counter("gateway.tokens", "{token}", "Bearer tokens by verdict."),
-            rate_limits: counter(
+            tokens: instruments.counter("gateway.tokens", "{token}", "Bearer tokens by verdict."),
+            rate_limits: instruments.counter(
                 "gateway.rate_limits",
                 "{request}",
                 "Requests by class and verdict of the rate limit.",
             ),
-            refusals: counter(
+            refusals: instruments.counter(
                 "gateway.refusals",
                 "{request}",
                 "Requests the gateway refused, by reason.",
             ),
-            retries: counter(
+            retries: instruments.counter(
                 "gateway.upstream.retries",
                 "{attempt}",
                 "Attempts after the first, by upstream group.",
             ),
-            handshakes: seconds(
+            handshakes: instruments.seconds(
                 "gateway.tls.handshake.duration",
                 "Completed TLS handshakes.",
                 &[
                     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
                 ],
             ),
-            handshake_failures: counter(
+            handshake_failures: instruments.counter(
                 "gateway.tls.handshake.failures",
                 "{handshake}",
                 "TLS handshakes that failed.",
             ),
-            connections_refused: counter(
+            connections_refused: instruments.counter(
                 "gateway.connections.refused",
                 "{connection}",
                 "Connections over a limit.",
             ),
-            healthy: gauge("gateway.upstreams.healthy", "Healthy upstreams of a group."),
-            known: gauge("gateway.upstreams.known", "Upstreams of a group."),
+            healthy: upstreams("gateway.upstreams.healthy", "Healthy upstreams of a group."),
+            known: upstreams("gateway.upstreams.known", "Upstreams of a group."),
             gauges,
         }
     }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use fechatter_core::events::STREAM;
+use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
 
 use crate::consumer::CONSUMER;
 
@@ -25,92 +26,67 @@ pub struct Metrics {
     dropped_hits: Counter<u64>,
 }
 
-fn seconds(meter: &Meter, name: &'static str, description: &'static str, boundaries: &[f64]) -> Histogram<f64> {
-    meter
-        .f64_histogram(name)
-        .with_unit("s")
-        .with_description(description)
-        .with_boundaries(boundaries.to_vec())
-        .build()
-}
-
 impl Default for Metrics {
     fn default() -> Self {
-        let meter = opentelemetry::global::meter("indexer");
-        let counter = |name: &'static str, unit: &'static str, description: &'static str| {
-            meter
-                .u64_counter(name)
-                .with_unit(unit)
-                .with_description(description)
-                .build()
-        };
-        let gauge = |name: &'static str, unit: &'static str, description: &'static str| {
-            meter
-                .u64_gauge(name)
-                .with_unit(unit)
-                .with_description(description)
-                .build()
-        };
+        let instruments = Instruments::of("indexer");
         let duration = observability::buckets::HTTP_DURATION_BUCKETS;
         Self {
-            batch_events: meter
+            batch_events: instruments
+                .meter()
                 .u64_histogram("indexer.batch.events")
                 .with_unit("{event}")
                 .with_description("Events indexed together.")
                 .with_boundaries([1., 2., 5., 10., 20., 50., 100., 200., 500., 1_000.].to_vec())
                 .build(),
-            lag: seconds(
-                &meter,
+            lag: instruments.seconds(
                 "indexer.lag",
                 "Time from an event to the moment its effect is findable.",
                 &[
                     0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1., 2., 5., 10., 30., 60., 300.,
                 ],
             ),
-            process_duration: seconds(
-                &meter,
+            process_duration: instruments.seconds(
                 "messaging.process.duration",
                 "Time to process a batch, acknowledgements included.",
                 &duration,
             ),
-            consumed: counter(
+            consumed: instruments.counter(
                 "messaging.client.consumed.messages",
                 "{message}",
                 "Messages delivered to this process.",
             ),
-            redelivered: counter(
+            redelivered: instruments.counter(
                 "indexer.redeliveries",
                 "{message}",
                 "Messages delivered more than once.",
             ),
-            dead_letters: counter(
+            dead_letters: instruments.counter(
                 "indexer.dead_letters",
                 "{message}",
                 "Events given up and kept as dead letters.",
             ),
-            changes: counter(
+            changes: instruments.counter(
                 "indexer.changes",
                 "{change}",
                 "Changes applied to the index, by outcome.",
             ),
-            pending: gauge(
+            pending: instruments.gauge(
                 "indexer.consumer.pending",
                 "{message}",
                 "Events waiting to be delivered.",
             ),
-            ack_pending: gauge(
+            ack_pending: instruments.gauge(
                 "indexer.consumer.ack_pending",
                 "{message}",
                 "Events delivered and not acknowledged yet.",
             ),
-            documents: gauge("indexer.documents", "{document}", "Findable messages."),
-            search_duration: seconds(
-                &meter,
+            documents: instruments.gauge("indexer.documents", "{document}", "Findable messages."),
+            search_duration: instruments.seconds(
                 "indexer.search.duration",
                 "Time of a search, by part: scope, engine or check.",
                 &duration,
             ),
-            dropped_hits: counter(
+            dropped_hits: instruments.counter(
                 "indexer.search.dropped_hits",
                 "{hit}",
                 "Hits of the engine that PostgreSQL did not confirm.",

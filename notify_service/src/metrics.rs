@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 
@@ -51,87 +52,66 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let meter = opentelemetry::global::meter("notify_service");
-        let counter = |name: &'static str, unit: &'static str, description: &'static str| {
-            meter
-                .u64_counter(name)
-                .with_unit(unit)
-                .with_description(description)
-                .build()
-        };
-        let gauge = |name: &'static str, unit: &'static str, description: &'static str| {
-            meter
-                .u64_gauge(name)
-                .with_unit(unit)
-                .with_description(description)
-                .build()
-        };
-        let seconds = |name: &'static str, description: &'static str, bounds: &[f64]| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(description)
-                .with_boundaries(bounds.to_vec())
-                .build()
-        };
+        let instruments = Instruments::of("notify_service");
         Self {
-            streams: meter
+            streams: instruments
+                .meter()
                 .i64_up_down_counter("notify.streams")
                 .with_unit("{stream}")
                 .with_description("Live streams.")
                 .build(),
-            connects: counter("notify.connects", "{stream}", "Streams opened, by how they began."),
-            ends: counter("notify.stream.ends", "{stream}", "Streams that ended, by reason."),
-            lifetime: seconds(
+            connects: instruments.counter("notify.connects", "{stream}", "Streams opened, by how they began."),
+            ends: instruments.counter("notify.stream.ends", "{stream}", "Streams that ended, by reason."),
+            lifetime: instruments.seconds(
                 "notify.stream.lifetime",
                 "Life of a stream.",
                 &observability::buckets::STREAM_LIFETIME_BUCKETS,
             ),
-            deliveries: counter("notify.deliveries", "{event}", "Live events put into streams."),
-            latency: seconds(
+            deliveries: instruments.counter("notify.deliveries", "{event}", "Live events put into streams."),
+            latency: instruments.seconds(
                 "notify.delivery.latency",
                 "Time from an event to its being written to a stream, live events only.",
                 &observability::buckets::DELIVERY_BUCKETS,
             ),
-            replays: counter(
+            replays: instruments.counter(
                 "notify.replays",
                 "{stream}",
                 "Streams resumed, by where the backlog came from.",
             ),
-            replayed: counter("notify.replayed", "{event}", "Events of backlogs put into streams."),
-            gaps: counter("notify.gaps", "{stream}", "Clients told to reload, by reason."),
-            slow: counter(
+            replayed: instruments.counter("notify.replayed", "{event}", "Events of backlogs put into streams."),
+            gaps: instruments.counter("notify.gaps", "{stream}", "Clients told to reload, by reason."),
+            slow: instruments.counter(
                 "notify.slow_closes",
                 "{stream}",
                 "Streams ended because the client did not read.",
             ),
-            ephemeral: counter("notify.ephemeral", "{event}", "Typing and presence put into streams."),
-            consumed: counter(
+            ephemeral: instruments.counter("notify.ephemeral", "{event}", "Typing and presence put into streams."),
+            consumed: instruments.counter(
                 "messaging.client.consumed.messages",
                 "{message}",
                 "Messages delivered to this process.",
             ),
-            dropped: counter("notify.dropped", "{event}", "Events not passed on, by reason."),
-            dead_letters: counter("notify.dead_letters", "{event}", "Events that could not be read."),
-            consumer_starts: counter(
+            dropped: instruments.counter("notify.dropped", "{event}", "Events not passed on, by reason."),
+            dead_letters: instruments.counter("notify.dead_letters", "{event}", "Events that could not be read."),
+            consumer_starts: instruments.counter(
                 "notify.consumer.starts",
                 "{start}",
                 "Times the consumer was made, by reason.",
             ),
-            lag: gauge(
+            lag: instruments.gauge(
                 "notify.consumer.lag",
                 "{event}",
                 "Events in the stream not processed yet.",
             ),
-            ring_bytes: gauge("notify.ring.size", "By", "Memory of the ring."),
-            ring_events: gauge("notify.ring.events", "{event}", "Events in the ring."),
-            known_users: gauge("notify.known_users", "{user}", "Users whose chats are held."),
-            loads: counter(
+            ring_bytes: instruments.gauge("notify.ring.size", "By", "Memory of the ring."),
+            ring_events: instruments.gauge("notify.ring.events", "{event}", "Events in the ring."),
+            known_users: instruments.gauge("notify.known_users", "{user}", "Users whose chats are held."),
+            loads: instruments.counter(
                 "notify.membership.loads",
                 "{user}",
                 "Users whose chats were loaded from PostgreSQL.",
             ),
-            tickets: counter("notify.tickets", "{ticket}", "Tickets made, used and refused."),
+            tickets: instruments.counter("notify.tickets", "{ticket}", "Tickets made, used and refused."),
         }
     }
 }

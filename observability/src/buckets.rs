@@ -1,13 +1,9 @@
 //! Histogram bounds in seconds. The SDK's defaults are meant for milliseconds.
 
-/// HTTP conventions (`http.server.request.duration`), also used for messaging.
+/// HTTP conventions (`http.server.request.duration`), which messaging asks for too.
 pub const HTTP_DURATION_BUCKETS: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
-/// Messaging conventions ask for the same bounds.
-pub const MESSAGING_DURATION_BUCKETS: [f64; 14] = HTTP_DURATION_BUCKETS;
-/// Database conventions (`db.client.operation.duration`).
-pub const DB_DURATION_BUCKETS: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// From a message's making to a screen or into the index.
 pub const DELIVERY_BUCKETS: [f64; 14] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0, 300.0,

@@ -5,6 +5,7 @@
 //! logs and for `traceparent`. Metrics are kept either way: [`metrics::render`] is `/metrics`.
 
 pub mod buckets;
+pub mod instruments;
 pub mod messaging;
 pub mod metrics;
 pub mod process;

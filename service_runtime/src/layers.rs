@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use fechatter_core::problem::{Code, Problem};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Histogram;
 use tracing::{Instrument, Span, field::Empty};
@@ -58,12 +59,11 @@ fn request_id(headers: &HeaderMap) -> String {
 fn duration_histogram() -> &'static Histogram<f64> {
     static HISTOGRAM: OnceLock<Histogram<f64>> = OnceLock::new();
     HISTOGRAM.get_or_init(|| {
-        opentelemetry::global::meter("service_runtime")
-            .f64_histogram("http.server.request.duration")
-            .with_unit("s")
-            .with_description("Time from the request's head to the answer's head.")
-            .with_boundaries(observability::buckets::HTTP_DURATION_BUCKETS.to_vec())
-            .build()
+        Instruments::of("service_runtime").seconds(
+            "http.server.request.duration",
+            "Time from the request's head to the answer's head.",
+            &observability::buckets::HTTP_DURATION_BUCKETS,
+        )
     })
 }
 

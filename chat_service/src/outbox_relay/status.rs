@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
-use opentelemetry::{KeyValue, global};
 
 /// Age in seconds of an unpublished event from which on something is wrong.
 const TOLERABLE_AGE: f64 = 5.0;
@@ -53,46 +53,46 @@ struct Instruments {
 
 impl Status {
     pub(super) fn new(client: async_nats::Client) -> Self {
-        let meter = global::meter("chat_service");
+        let make = observability::instruments::Instruments::of("chat_service");
         let instruments = Instruments {
-            depth: meter
-                .u64_gauge("fechatter.outbox.depth")
-                .with_unit("{event}")
-                .with_description("Events of all shards that are not in the stream yet")
-                .build(),
-            age: meter
+            depth: make.gauge(
+                "fechatter.outbox.depth",
+                "{event}",
+                "Events of all shards that are not in the stream yet",
+            ),
+            age: make
+                .meter()
                 .f64_gauge("fechatter.outbox.age")
                 .with_unit("s")
                 .with_description("Age of the oldest event that is not in the stream yet")
                 .build(),
-            shards: meter
-                .u64_gauge("fechatter.outbox.shards")
-                .with_unit("{shard}")
-                .with_description("Shards that this process publishes")
-                .build(),
-            published: meter
-                .u64_counter("fechatter.outbox.published")
-                .with_unit("{event}")
-                .with_description("Events that the stream acknowledged")
-                .build(),
-            failures: meter
-                .u64_counter("fechatter.outbox.publish.failures")
-                .with_unit("{failure}")
-                .with_description("Attempts to publish that failed and will be repeated")
-                .build(),
-            rebuilds: meter
-                .u64_counter("fechatter.outbox.rebuilds")
-                .with_unit("{rebuild}")
-                .with_description("New histories of the stream, each with all retained events published again")
-                .build(),
-            duration: meter
-                .f64_histogram("fechatter.outbox.publish.duration")
-                .with_unit("s")
-                .with_description("From sending a message or a batch to its acknowledgement")
-                .with_boundaries(vec![
+            shards: make.gauge(
+                "fechatter.outbox.shards",
+                "{shard}",
+                "Shards that this process publishes",
+            ),
+            published: make.counter(
+                "fechatter.outbox.published",
+                "{event}",
+                "Events that the stream acknowledged",
+            ),
+            failures: make.counter(
+                "fechatter.outbox.publish.failures",
+                "{failure}",
+                "Attempts to publish that failed and will be repeated",
+            ),
+            rebuilds: make.counter(
+                "fechatter.outbox.rebuilds",
+                "{rebuild}",
+                "New histories of the stream, each with all retained events published again",
+            ),
+            duration: make.seconds(
+                "fechatter.outbox.publish.duration",
+                "From sending a message or a batch to its acknowledgement",
+                &[
                     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-                ])
-                .build(),
+                ],
+            ),
         };
         Self(Arc::new(Inner {
             client,
