@@ -2,6 +2,9 @@
 //!
 //! Forward only; expand first and contract a release later, so that the previous release runs on the new schema.
 
+#[cfg(feature = "rows")]
+pub mod rows;
+
 /// All migrations, in order.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 
@@ -24,6 +27,15 @@ pub async fn pending(pool: &sqlx::PgPool) -> Result<Vec<i64>, sqlx::Error> {
         .map(|migration| migration.version)
         .filter(|version| !applied.contains(version))
         .collect())
+}
+
+/// For `/health`: whether the database answers.
+pub async fn check(pool: sqlx::PgPool) -> Result<Option<String>, String> {
+    sqlx::query("SELECT 1")
+        .execute(&pool)
+        .await
+        .map(|_| None)
+        .map_err(|error| error.to_string())
 }
 
 /// Why a service cannot use its database; the text says what to do.

@@ -1,6 +1,6 @@
 //! What a stream costs and how long an event to many takes; run by hand: `cargo test --release -- --ignored scale`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fechatter_core::chat::ChatKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,7 +70,10 @@ async fn many_streams() {
         streams.extend(futures::future::join_all(opening).await);
     }
     let opened = started.elapsed();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    eventually("all to be counted", async || {
+        metric(&world, &notify, "notify_streams{").await >= f64::from(STREAMS)
+    })
+    .await;
     let after = metric(&world, &notify, "process_memory_usage_bytes").await;
     println!(
         "{STREAMS} streams in {opened:?}, {} bytes each",

@@ -4,6 +4,7 @@ use fechatter_core::chat::ChatKind;
 use fechatter_core::events::{
     Event, EventType, HEADER_EPOCH, HEADER_MESSAGE_ID, HEADER_POSITION, HEADER_SHARD, shard_of,
 };
+use migrations::rows;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -13,71 +14,21 @@ use super::{Chat, User, World};
 
 impl World {
     pub async fn workspace(&self, name: &str) -> User {
-        let mut transaction = self.pool.begin().await.expect("a transaction");
-        let (workspace, id): (i64, i64) = sqlx::query_as(
-            "WITH ids AS (SELECT nextval('workspaces_id_seq') AS w, nextval('users_id_seq') AS u),
-                  made AS (INSERT INTO workspaces (id, name, owner_id) OVERRIDING SYSTEM VALUE
-                           SELECT w, $1, u FROM ids)
-             INSERT INTO users (id, workspace_id, fullname, email, password_hash, role) OVERRIDING SYSTEM VALUE
-             SELECT u, w, 'Owner of ' || $1, 'owner@' || $1 || '.test', 'x', 'owner' FROM ids
-             RETURNING workspace_id, id",
-        )
-        .bind(name)
-        .fetch_one(&mut *transaction)
-        .await
-        .expect("a workspace");
-        transaction.commit().await.expect("a commit");
+        let (workspace, id) = rows::workspace(&self.pool, name).await;
         User { id, workspace }
     }
 
     pub async fn user(&self, workspace: i64, fullname: &str) -> User {
-        let email = format!("{}@users.test", Uuid::now_v7().simple());
-        let id = sqlx::query_scalar(
-            "INSERT INTO users (workspace_id, fullname, email, password_hash) VALUES ($1, $2, $3, 'x') RETURNING id",
-        )
-        .bind(workspace)
-        .bind(fullname)
-        .bind(email)
-        .fetch_one(&self.pool)
-        .await
-        .expect("a user");
+        let id = rows::user(&self.pool, workspace, fullname).await;
         User { id, workspace }
     }
 
     pub async fn chat(&self, kind: ChatKind, name: &str, members: &[User]) -> Chat {
-        let owner = members[0];
-        let name = kind.needs_name().then(|| name.to_owned());
-        let mut transaction = self.pool.begin().await.expect("a transaction");
-        let pair =
-            (kind == ChatKind::Single).then(|| (members[0].id.min(members[1].id), members[0].id.max(members[1].id)));
-        let id: i64 = sqlx::query_scalar(
-            "INSERT INTO chats (workspace_id, kind, name, owner_id, pair_low, pair_high)
-             VALUES ($1, $2::chat_kind, $3, $4, $5, $6) RETURNING id",
-        )
-        .bind(owner.workspace)
-        .bind(kind.as_str())
-        .bind(name)
-        .bind(owner.id)
-        .bind(pair.map(|pair| pair.0))
-        .bind(pair.map(|pair| pair.1))
-        .fetch_one(&mut *transaction)
-        .await
-        .expect("a chat");
-        for member in members {
-            sqlx::query("INSERT INTO chat_members (chat_id, user_id, workspace_id) VALUES ($1, $2, $3)")
-                .bind(id)
-                .bind(member.id)
-                .bind(member.workspace)
-                .execute(&mut *transaction)
-                .await
-                .expect("a member");
-        }
-        transaction.commit().await.expect("a commit");
-        Chat {
-            id,
-            workspace: owner.workspace,
-            kind,
-        }
+        let workspace = members[0].workspace;
+        let ids: Vec<i64> = members.iter().map(|member| member.id).collect();
+        let name = kind.needs_name().then_some(name);
+        let id = rows::chat(&self.pool, workspace, kind.as_str(), name, &ids).await;
+        Chat { id, workspace, kind }
     }
 
     pub async fn join(&self, chat: Chat, user: User) {

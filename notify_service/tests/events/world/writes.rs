@@ -8,6 +8,7 @@ use fechatter_core::chat::ChatKind;
 use fechatter_core::events::{
     Event, EventType, HEADER_EPOCH, HEADER_MESSAGE_ID, HEADER_POSITION, HEADER_SHARD, shard_of,
 };
+use migrations::rows;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -113,63 +114,22 @@ impl Publisher {
 impl World {
     /// A workspace with its owner.
     pub async fn workspace(&self, name: &str) -> User {
-        let (workspace, id): (i64, i64) = sqlx::query_as(
-            "WITH ids AS (SELECT nextval('workspaces_id_seq') AS w, nextval('users_id_seq') AS u),
-                  made AS (INSERT INTO workspaces (id, name, owner_id) OVERRIDING SYSTEM VALUE SELECT w, $1, u FROM ids)
-             INSERT INTO users (id, workspace_id, fullname, email, password_hash, role) OVERRIDING SYSTEM VALUE
-             SELECT u, w, 'Owner', 'owner@' || $1 || '.test', 'x', 'owner' FROM ids
-             RETURNING workspace_id, id",
-        )
-        .bind(name)
-        .fetch_one(&self.pool)
-        .await
-        .expect("a workspace");
+        let (workspace, id) = rows::workspace(&self.pool, name).await;
         User { id, workspace }
     }
 
     pub async fn user(&self, workspace: i64) -> User {
-        let id = sqlx::query_scalar(
-            "INSERT INTO users (workspace_id, fullname, email, password_hash) VALUES ($1, 'Somebody', $2, 'x')
-             RETURNING id",
-        )
-        .bind(workspace)
-        .bind(format!("{}@users.test", Uuid::now_v7().simple()))
-        .fetch_one(&self.pool)
-        .await
-        .expect("a user");
+        let id = rows::user(&self.pool, workspace, "Somebody").await;
         User { id, workspace }
     }
 
     /// A chat's rows, without an event.
     pub async fn chat(&self, kind: ChatKind, members: &[User]) -> Chat {
-        let owner = members[0];
-        let mut transaction = self.pool.begin().await.expect("a transaction");
-        let id: i64 = sqlx::query_scalar(
-            "INSERT INTO chats (workspace_id, kind, name, owner_id, membership_version)
-             VALUES ($1, $2::chat_kind, $3, $4, 1) RETURNING id",
-        )
-        .bind(owner.workspace)
-        .bind(kind.as_str())
-        .bind(kind.needs_name().then_some("a chat"))
-        .bind(owner.id)
-        .fetch_one(&mut *transaction)
-        .await
-        .expect("a chat");
-        for member in members {
-            sqlx::query("INSERT INTO chat_members (chat_id, user_id, workspace_id) VALUES ($1, $2, $3)")
-                .bind(id)
-                .bind(member.id)
-                .bind(member.workspace)
-                .execute(&mut *transaction)
-                .await
-                .expect("a member");
-        }
-        transaction.commit().await.expect("a commit");
-        Chat {
-            id,
-            workspace: owner.workspace,
-            kind,
-        }
+        let workspace = members[0].workspace;
+        let ids: Vec<i64> = members.iter().map(|member| member.id).collect();
+        let name = kind.needs_name().then_some("a chat");
+        let id = rows::chat(&self.pool, workspace, kind.as_str(), name, &ids).await;
+        Chat { id, workspace, kind }
     }
 
     /// Adds or removes a member; gives the payload of the event.
