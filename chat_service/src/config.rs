@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use fechatter_core::config::{Faults, Validate};
 use observability::LogConfig;
 use serde::Deserialize;
-use service_runtime::config::{Database, Nats};
+use service_runtime::config::{Database, Nats, validate_serving};
 
 use crate::outbox_relay;
 
@@ -114,10 +114,10 @@ impl Default for Passwords {
 
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
+        validate_serving(faults, self.listen, self.admin_listen, self.drain_seconds);
         self.database.validate(faults);
         self.nats.validate(faults);
         self.outbox.validate(faults);
-        faults.range("drain_seconds", self.drain_seconds, 0, 600);
         faults.required("auth.issuer", &self.auth.issuer);
         faults.required("auth.audience", &self.auth.audience);
         faults.range("auth.access_seconds", self.auth.access_seconds, 60, 3_600);
@@ -127,8 +127,5 @@ impl Validate for Config {
         faults.range("passwords.iterations", self.passwords.iterations, 2, 20);
         faults.range("passwords.workers", self.passwords.workers, 1, 64);
         faults.range("passwords.queue", self.passwords.queue, 1, 100_000);
-        if self.listen == self.admin_listen {
-            faults.add("admin_listen", "must differ from listen");
-        }
     }
 }

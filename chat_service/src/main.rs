@@ -14,7 +14,7 @@ use service_runtime::{admin, health, nats, serve};
 use chat_service::config::{Config, ENV_PREFIX};
 use chat_service::outbox_relay::{self, Wake};
 use chat_service::signing_keys::{self, SigningKeys};
-use chat_service::{AppState, repositories, router};
+use chat_service::{AppState, router};
 
 /// Identity, chats, messages and the outbox relay of Fechatter.
 #[derive(Parser)]
@@ -92,29 +92,17 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
 
     let health_pool = pool.clone();
     let checks = health::Checks::default()
-        .with("postgres", Status::Down, move || {
-            repositories::health::ping(health_pool.clone())
-        })
+        .with("postgres", Status::Down, move || migrations::check(health_pool.clone()))
         // Sending goes on without NATS; delivery catches up.
-        .with("nats", Status::Degraded, move || {
-            let result = nats::check(&client);
-            async move { result }
-        })
+        .with("nats", Status::Degraded, move || nats::check(&client))
         .with("outbox", Status::Degraded, move || {
             let result = relay_status.check();
             async move { result }
         });
     let listener = serve::bind(config.listen, "listen").await?;
-    let ready_shutdown = shutdown.clone();
-    let ready: admin::Readiness = Arc::new(move || {
-        if ready_shutdown.is_cancelled() {
-            Err("draining".to_owned())
-        } else {
-            Ok(())
-        }
-    });
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    admin::serve(config.admin_listen, admin::router(ready), admin_stop.clone()).await?;
+    let admin_routes = admin::router(shutdown.clone(), || Ok(()));
+    admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 
     let options = serve::Options {

@@ -1,7 +1,6 @@
 //! From the signal to the end: say not ready, stop accepting, let requests end, close streams, all within bounds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
@@ -20,8 +19,6 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct Drain<P> {
     pub settings: config::Drain,
     pub proxy: Arc<P>,
-    /// Makes `/ready` say no.
-    pub draining: Arc<AtomicBool>,
     /// Ends the accept loops.
     pub stop_accepting: CancellationToken,
     /// Makes requests the last of their connections.
@@ -35,10 +32,9 @@ pub struct Drain<P> {
 }
 
 impl<P: HttpServerApp + Send + Sync> Drain<P> {
-    /// Runs after the first signal; an interrupt skips the politeness.
+    /// Runs after the first signal, from which on `/ready` says no; an interrupt skips the politeness.
     pub async fn run(self) {
         let began = Instant::now();
-        self.draining.store(true, Ordering::Relaxed);
         tokio::select! {
             () = self.run_politely() => {}
             () = self.interrupted.cancelled() => tracing::warn!("interrupted, not waiting for clients"),

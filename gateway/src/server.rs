@@ -1,6 +1,5 @@
 //! Assembles the gateway from its configuration, runs it and drains it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -10,8 +9,8 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use service_runtime::admin::{self, Readiness};
 use service_runtime::serve::bind;
+use service_runtime::{admin, jwks};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -48,18 +47,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let identifier = Arc::new(Identifier::new(config.trusted_proxies.clone()));
     let tls = tls::acceptor(&config.tls, Arc::clone(&resolver))?;
     let edge = edge(&config, &metrics, &identifier, &background).await?;
-    let (verifier, revoked) = (
-        Arc::clone(&edge.authenticator.verifier),
-        Arc::clone(&edge.authenticator.revoked),
-    );
+    let verifier = Arc::clone(&edge.authenticator.verifier);
     observe(&resolver, &edge);
     let proxy = Arc::new(proxy(&config, edge));
 
     let public = bind(config.listen, "listen").await?;
     let plain = bind(config.redirect_listen, "redirect_listen").await?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let ready = readiness(Arc::clone(&draining), verifier, revoked);
-    admin::serve(config.admin_listen, admin::router(ready), background.clone()).await?;
+    let admin_routes = admin::router(shutdown.clone(), move || jwks::ready(&verifier));
+    admin::serve(config.admin_listen, admin_routes, background.clone()).await?;
     tokio::spawn(certificate::watch(resolver, config.tls.clone(), background.clone()));
 
     let interrupted = CancellationToken::new();
@@ -91,7 +86,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let drain = Drain {
         settings: config.drain.clone(),
         proxy,
-        draining,
         stop_accepting,
         last_requests,
         interrupted,
@@ -209,24 +203,6 @@ fn redirect(config: &Config) -> Redirect {
         },
         limits: head_limits(config),
     }
-}
-
-/// Ready means: keys to check tokens with are known, and no signal has come.
-fn readiness(draining: Arc<AtomicBool>, verifier: Arc<Verifier>, revoked: Arc<Revoked>) -> Readiness {
-    Arc::new(move || {
-        if draining.load(Ordering::Relaxed) {
-            return Err("draining".to_owned());
-        }
-        if !verifier.is_ready() {
-            let events = if revoked.is_connected() {
-                ""
-            } else {
-                "; revoked sessions are not followed either"
-            };
-            return Err(format!("no signing keys fetched yet{events}"));
-        }
-        Ok(())
-    })
 }
 
 fn observe(resolver: &Arc<Resolver>, edge: &Edge) {

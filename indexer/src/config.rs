@@ -8,7 +8,7 @@ use fechatter_core::config::{Faults, Validate};
 use observability::LogConfig;
 use secrecy::SecretString;
 use serde::Deserialize;
-use service_runtime::config::{Database, Nats, TokenCheck};
+use service_runtime::config::{Database, Nats, TokenCheck, validate_serving};
 
 /// Prefix of the environment variables.
 pub const ENV_PREFIX: &str = "FECHATTER_INDEXER__";
@@ -161,10 +161,7 @@ impl Default for Reindex {
 
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
-        faults.range("drain_seconds", self.drain_seconds, 0, 600);
-        if self.listen == self.admin_listen && self.listen.port() != 0 {
-            faults.add("admin_listen", "must differ from listen");
-        }
+        validate_serving(faults, self.listen, self.admin_listen, self.drain_seconds);
         self.database.validate(faults);
         self.nats.validate(faults);
         self.auth.validate(faults);

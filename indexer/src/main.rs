@@ -24,7 +24,7 @@ use indexer::metrics::Metrics;
 use indexer::services::indexing::Indexing;
 use indexer::services::reindex::Reindex;
 use indexer::services::search::SearchService;
-use indexer::{AppState, handlers, repositories, router};
+use indexer::{AppState, handlers, router};
 
 /// Search for Fechatter: indexes messages and answers searches.
 #[derive(Parser)]
@@ -113,7 +113,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         config.batch.clone(),
         shutdown.clone(),
     );
-    let consumer_status = consumer.status();
+    let indexing_condition = indexing.condition();
+    let consumer_condition = consumer.condition();
     let consuming = consumer.spawn();
 
     let state = AppState {
@@ -130,45 +131,25 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     let (health_pool, health_reindex) = (pool.clone(), Arc::clone(&reindex));
     let checks = health::Checks::default()
-        .with("postgres", Status::Down, move || {
-            let pool = health_pool.clone();
-            async move {
-                repositories::ping(&pool)
-                    .await
-                    .map(|()| None)
-                    .map_err(|error| error.to_string())
-            }
-        })
+        .with("postgres", Status::Down, move || migrations::check(health_pool.clone()))
         // Searching goes on without NATS; new messages become findable when it is back.
-        .with("nats", Status::Degraded, move || {
-            let result = nats::check(&client);
-            async move { result }
-        })
+        .with("nats", Status::Degraded, move || nats::check(&client))
         .with("search", Status::Down, move || {
             let engine = Arc::clone(&engine);
             async move { engine.check().await.map(Some).map_err(|error| error.to_string()) }
         })
         .with("indexing", Status::Degraded, move || {
-            let result = match indexing.waiting().reason() {
-                Some(reason) => Err(format!("waits for {reason}")),
-                None => consumer_status.check().and_then(|_| health_reindex.check()),
-            };
+            let result = indexing_condition
+                .check()
+                .and_then(|_| consumer_condition.check())
+                .and_then(|_| health_reindex.check());
             async move { result }
         });
 
     let listener = serve::bind(config.listen, "listen").await?;
-    let ready_shutdown = shutdown.clone();
-    let ready: admin::Readiness = Arc::new(move || {
-        if ready_shutdown.is_cancelled() {
-            Err("draining".to_owned())
-        } else if !verifier.is_ready() {
-            Err("no signing keys yet".to_owned())
-        } else {
-            Ok(())
-        }
-    });
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    let admin_routes = admin::router(ready).merge(handlers::admin::router(reindex));
+    let admin_routes =
+        admin::router(shutdown.clone(), move || jwks::ready(&verifier)).merge(handlers::admin::router(reindex));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

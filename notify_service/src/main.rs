@@ -25,7 +25,7 @@ use notify_service::services::replay::Replay;
 use notify_service::services::streams::Streams;
 use notify_service::services::tickets::Tickets;
 use notify_service::services::typing::Typing;
-use notify_service::{AppState, ephemeral, repositories, router};
+use notify_service::{AppState, ephemeral, router};
 
 /// How often users without a stream are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         config.ring.max_events,
         stop.clone(),
     );
-    let consumer_status = consumer.status();
+    let consumer_condition = consumer.condition();
     let consuming = consumer.spawn();
     tokio::spawn(ephemeral::receive(client.clone(), Arc::clone(&hub), stop.clone()));
     tokio::spawn(sweep(Arc::clone(&hub), stop.clone()));
@@ -97,28 +97,26 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let checks = health::Checks::default()
         // Live streams of users who are known go on without PostgreSQL; new users wait.
         .with("postgres", Status::Degraded, move || {
-            let pool = health_pool.clone();
-            async move {
-                repositories::ping(&pool)
-                    .await
-                    .map(|()| None)
-                    .map_err(|error| error.to_string())
-            }
+            migrations::check(health_pool.clone())
         })
         // What happens meanwhile is delivered when it is back.
-        .with("nats", Status::Degraded, move || {
-            let result = nats::check(&client);
-            async move { result }
-        })
+        .with("nats", Status::Degraded, move || nats::check(&client))
         .with("events", Status::Degraded, move || {
-            let result = consumer_status.check();
+            let result = consumer_condition.check();
             async move { result }
         });
 
     let listener = serve::bind(config.listen, "listen").await?;
-    let ready = readiness(Arc::clone(&hub), verifier, shutdown.clone());
+    let ready_hub = Arc::clone(&hub);
+    let admin_routes = admin::router(shutdown.clone(), move || {
+        jwks::ready(&verifier)?;
+        ready_hub
+            .is_caught_up()
+            .then_some(())
+            .ok_or("the event stream has not been read yet")
+    });
     let admin_stop = CancellationToken::new();
-    admin::serve(config.admin_listen, admin::router(ready), admin_stop.clone()).await?;
+    admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 
     let drain = Duration::from_secs(config.drain_seconds);
@@ -142,20 +140,6 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     admin_stop.cancel();
     pool.close().await;
     Ok(())
-}
-
-fn readiness(hub: Arc<Hub>, verifier: Arc<Verifier>, shutdown: CancellationToken) -> admin::Readiness {
-    Arc::new(move || {
-        if shutdown.is_cancelled() {
-            Err("draining".to_owned())
-        } else if !verifier.is_ready() {
-            Err("no signing keys yet".to_owned())
-        } else if !hub.is_caught_up() {
-            Err("the event stream has not been read yet".to_owned())
-        } else {
-            Ok(())
-        }
-    })
 }
 
 async fn sweep(hub: Arc<Hub>, stop: CancellationToken) {

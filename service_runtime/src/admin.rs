@@ -10,11 +10,20 @@ use axum::routing::get;
 use http::{StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
-/// Whether this process should get traffic; the error says what it waits for.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 
-/// The admin routes; a process may add its own.
-pub fn router(ready: Readiness) -> Router {
+/// The admin routes; a process may add its own. `/ready` says no once `shutdown` is cancelled, and before that while
+/// `ready` answers what the process waits for.
+pub fn router<F>(shutdown: CancellationToken, ready: F) -> Router
+where
+    F: Fn() -> Result<(), &'static str> + Send + Sync + 'static,
+{
+    let ready: Readiness = Arc::new(move || {
+        if shutdown.is_cancelled() {
+            return Err("draining");
+        }
+        ready()
+    });
     Router::new()
         .route("/live", get(|| async { "ok\n" }))
         .route("/ready", get(answer_ready))

@@ -1,8 +1,19 @@
 //! Configuration sections that several processes have.
 
+use std::net::SocketAddr;
+
 use fechatter_core::config::{Faults, Validate};
 use secrecy::SecretString;
 use serde::Deserialize;
+
+/// The rules of `listen`, `admin_listen` and `drain_seconds`, which every process has.
+pub fn validate_serving(faults: &mut Faults, listen: SocketAddr, admin_listen: SocketAddr, drain_seconds: u64) {
+    // Port 0 stands for any free port, a different one each time.
+    if listen == admin_listen && listen.port() != 0 {
+        faults.add("admin_listen", "must differ from listen");
+    }
+    faults.range("drain_seconds", drain_seconds, 0, 600);
+}
 
 /// `[database]`: PostgreSQL.
 #[derive(Debug, Clone, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -86,6 +86,31 @@ impl Checks {
                 "/health/simple",
                 get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }),
             )
+    }
+}
+
+/// What a part of the process works or waits for, told to `/health` by the part itself; clones are the same condition.
+#[derive(Debug, Clone, Default)]
+pub struct Condition(Arc<Mutex<Option<String>>>);
+
+impl Condition {
+    /// The condition of a part that does not work yet, and why.
+    pub fn failing(reason: &str) -> Self {
+        Self(Arc::new(Mutex::new(Some(reason.to_owned()))))
+    }
+
+    /// It works (`None`), or does not and why.
+    pub fn set(&self, reason: Option<String>) {
+        *self.lock() = reason;
+    }
+
+    /// For [`Checks::with`]: `Err` with the reason while it does not work.
+    pub fn check(&self) -> Result<Option<String>, String> {
+        self.lock().clone().map_or(Ok(None), Err)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

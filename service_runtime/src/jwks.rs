@@ -36,6 +36,11 @@ impl Refresher {
     }
 }
 
+/// For `/ready`: whether keys to check tokens with are known.
+pub fn ready(verifier: &Verifier) -> Result<(), &'static str> {
+    verifier.is_ready().then_some(()).ok_or("no signing keys fetched yet")
+}
+
 /// Starts the background task; it ends with `shutdown`.
 pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) -> Refresher {
     let (requests, mut waiting) = mpsc::channel::<oneshot::Sender<()>>(64);

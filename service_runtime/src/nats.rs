@@ -1,5 +1,6 @@
 //! The connection to NATS. It is made in the background: no process fails to start because NATS is away.
 
+use std::future::{Ready, ready};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
@@ -35,9 +36,9 @@ pub async fn connect(config: &Nats, name: &str) -> Result<Client, async_nats::Co
 }
 
 /// For `/health`: whether the client is connected now.
-pub fn check(client: &Client) -> Result<Option<String>, String> {
-    match client.connection_state() {
+pub fn check(client: &Client) -> Ready<Result<Option<String>, String>> {
+    ready(match client.connection_state() {
         async_nats::connection::State::Connected => Ok(None),
         state => Err(format!("NATS is {state}")),
-    }
+    })
 }

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::known;
+use super::members::Members;
 use crate::error::Error;
 
 pub struct Chats<'c>(pub(super) &'c mut PgConnection);
@@ -159,13 +160,7 @@ impl Chats<'_> {
     /// Like [`Self::find`], and holds the user's membership, then the chat, until the transaction ends: the member list,
     /// `last_seq` and the chat's end stand still meanwhile.
     pub async fn lock(&mut self, workspace: WorkspaceId, chat: ChatId, user: UserId) -> Result<Option<ChatRow>, Error> {
-        sqlx::query!(
-            "SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = $2 FOR KEY SHARE",
-            chat.0,
-            user.0
-        )
-        .fetch_optional(&mut *self.0)
-        .await?;
+        Members(&mut *self.0).hold(chat, user).await?;
         sqlx::query!(
             "SELECT id FROM chats WHERE workspace_id = $1 AND id = $2 FOR NO KEY UPDATE",
             workspace.0,

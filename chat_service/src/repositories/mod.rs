@@ -2,7 +2,6 @@
 //! begins one or lends a plain connection for reads.
 
 pub mod chats;
-pub mod health;
 pub mod invitations;
 pub mod members;
 pub mod messages;

@@ -11,7 +11,6 @@ use super::chats::{chat_event, first_missing, unknown_member};
 use super::validation::Validation;
 use super::{Actor, access, page};
 use crate::error::Error;
-use crate::repositories::chats::ChatRow;
 use crate::repositories::{Repositories, Store, UnitOfWork};
 
 /// Membership use cases.
@@ -169,47 +168,38 @@ impl MemberService {
     async fn insert(&self, unit: &mut UnitOfWork, actor: Actor, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
         let added = unit.members().insert(actor.workspace, chat, ids).await?;
         let members = unit.members().among(chat, &added).await?;
-        let row = unit
-            .chats()
-            .find(actor.workspace, chat, actor.user)
-            .await?
-            .ok_or(Error::NotFound("chat"))?;
-        unit.append_all(
-            EventType::MemberAdded,
-            actor.workspace,
-            chat.0,
-            &member_events(&row, members),
-        )
-        .await
+        announce(unit, actor, chat, EventType::MemberAdded, members).await
     }
 
     async fn delete(&self, unit: &mut UnitOfWork, actor: Actor, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
         let members = unit.members().among(chat, ids).await?;
         unit.members().delete(chat, ids).await?;
-        let row = unit
-            .chats()
-            .find(actor.workspace, chat, actor.user)
-            .await?
-            .ok_or(Error::NotFound("chat"))?;
-        unit.append_all(
-            EventType::MemberRemoved,
-            actor.workspace,
-            chat.0,
-            &member_events(&row, members),
-        )
-        .await
+        announce(unit, actor, chat, EventType::MemberRemoved, members).await
     }
 }
 
-fn member_events(row: &ChatRow, members: Vec<MemberView>) -> Vec<MemberEvent> {
-    members
+/// Appends an event for each of `members`, with the chat as it is after the change.
+async fn announce(
+    unit: &mut UnitOfWork,
+    actor: Actor,
+    chat: ChatId,
+    event_type: EventType,
+    members: Vec<MemberView>,
+) -> Result<(), Error> {
+    let row = unit
+        .chats()
+        .find(actor.workspace, chat, actor.user)
+        .await?
+        .ok_or(Error::NotFound("chat"))?;
+    let events: Vec<MemberEvent> = members
         .into_iter()
         .map(|member| MemberEvent {
             chat: row.shared.clone(),
             member,
             membership_version: row.membership_version,
         })
-        .collect()
+        .collect();
+    unit.append_all(event_type, actor.workspace, chat.0, &events).await
 }
 
 /// Checks a list of members and returns it sorted and distinct.

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use chat_service::AppState;
 use chat_service::config::{Auth, Config, Passwords};
 use chat_service::outbox_relay::{self, Wake};
 use chat_service::signing_keys::{self, SigningKeys};
-use chat_service::{AppState, repositories};
 use fechatter_core::health::Status;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
@@ -61,9 +61,7 @@ impl App {
         let pool = migrations::open(&database.url("chat"), 16).await.unwrap();
         let keys = SigningKeys::open(&config.auth.keys_dir).unwrap();
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
-        let checks = health::Checks::default().with("postgres", Status::Down, move || {
-            repositories::health::ping(pool.clone())
-        });
+        let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
         let router = chat_service::router(state, checks.routes()).unwrap();
         let listener = serve::bind(([127, 0, 0, 1], 0).into(), "listen").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

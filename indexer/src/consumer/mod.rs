@@ -7,10 +7,11 @@
 mod batch;
 mod session;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
+use service_runtime::health::Condition;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,24 +27,6 @@ pub const CONSUMER: &str = "indexer";
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Whether events are being consumed; for `/health`.
-#[derive(Debug, Clone, Default)]
-pub struct Status(Arc<Mutex<Option<String>>>);
-
-impl Status {
-    /// `Err` with the reason while no events are consumed.
-    pub fn check(&self) -> Result<Option<String>, String> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => Ok(None),
-            Some(problem) => Err(problem.clone()),
-        }
-    }
-
-    fn set(&self, problem: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
-    }
-}
-
 /// Consumes events.
 #[derive(Debug)]
 pub struct Consumer {
@@ -53,7 +36,7 @@ pub struct Consumer {
     metrics: Metrics,
     settings: config::Batch,
     shutdown: CancellationToken,
-    status: Status,
+    condition: Condition,
 }
 
 impl Consumer {
@@ -66,8 +49,6 @@ impl Consumer {
         settings: config::Batch,
         shutdown: CancellationToken,
     ) -> Self {
-        let status = Status::default();
-        status.set(Some("not connected to the stream yet".to_owned()));
         Self {
             context: jetstream::new(client),
             indexing,
@@ -75,13 +56,13 @@ impl Consumer {
             metrics,
             settings,
             shutdown,
-            status,
+            condition: Condition::failing("not connected to the stream yet"),
         }
     }
 
     /// Whether events are being consumed.
-    pub fn status(&self) -> Status {
-        self.status.clone()
+    pub fn condition(&self) -> Condition {
+        self.condition.clone()
     }
 
     /// Consumes in the background until shutdown.
@@ -97,7 +78,7 @@ impl Consumer {
             let ended = match Session::open(&self, restart_from.take()).await {
                 Ok(session) => {
                     pause = FIRST_PAUSE;
-                    self.status.set(None);
+                    self.condition.set(None);
                     session.run().await
                 }
                 Err(ended) => ended,
@@ -112,12 +93,12 @@ impl Consumer {
                     restart_from = Some(from);
                 }
                 Ended::Fault(problem) => {
-                    if self.status.check().is_ok() {
+                    if self.condition.check().is_ok() {
                         tracing::warn!(problem, "consuming events is interrupted");
                     } else {
                         tracing::debug!(problem, "cannot consume events yet");
                     }
-                    self.status.set(Some(problem));
+                    self.condition.set(Some(problem));
                 }
             }
             tokio::select! {

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use service_runtime::health::Condition;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -45,21 +46,6 @@ impl GivenUp {
     }
 }
 
-/// What the indexer is waiting for, if anything; for `/health`.
-#[derive(Debug, Default)]
-pub struct Waiting(Mutex<Option<String>>);
-
-impl Waiting {
-    fn set(&self, reason: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-    }
-
-    /// The reason, if it waits.
-    pub fn reason(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 /// Applies events to the index.
 #[derive(Debug)]
 pub struct Indexing {
@@ -69,7 +55,7 @@ pub struct Indexing {
     max_deliveries: i64,
     shutdown: CancellationToken,
     reached: Mutex<Option<StreamPosition>>,
-    waiting: Waiting,
+    condition: Condition,
 }
 
 impl Indexing {
@@ -88,13 +74,13 @@ impl Indexing {
             max_deliveries,
             shutdown,
             reached: Mutex::new(None),
-            waiting: Waiting::default(),
+            condition: Condition::default(),
         }
     }
 
     /// What it waits for, if anything.
-    pub const fn waiting(&self) -> &Waiting {
-        &self.waiting
+    pub fn condition(&self) -> Condition {
+        self.condition.clone()
     }
 
     /// The engine it applies to.
@@ -171,7 +157,7 @@ impl Indexing {
                 }
             }
         };
-        self.waiting.set(None);
+        self.condition.set(None);
         if result.is_ok() {
             let now = OffsetDateTime::now_utc();
             for effect in effects.iter().filter(|effect| effect.change.is_some()) {
@@ -210,7 +196,7 @@ impl Indexing {
             self.wait(&format!("PostgreSQL, to keep a dead letter: {error}"), &mut pause)
                 .await?;
         }
-        self.waiting.set(None);
+        self.condition.set(None);
         self.metrics.dead_letter(why.as_str());
         tracing::error!(
             subject = event.subject,
@@ -224,10 +210,10 @@ impl Indexing {
     }
 
     async fn wait(&self, reason: &str, pause: &mut Duration) -> Result<(), Interrupted> {
-        if self.waiting.reason().is_none() {
+        if self.condition.check().is_ok() {
             tracing::warn!(reason, "indexing waits");
         }
-        self.waiting.set(Some(reason.to_owned()));
+        self.condition.set(Some(format!("waits for {reason}")));
         tokio::select! {
             () = self.shutdown.cancelled() => Err(Interrupted),
             () = tokio::time::sleep(*pause) => {

@@ -11,12 +11,13 @@
 mod history;
 mod session;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Info;
 use fechatter_core::events::METADATA_EPOCH;
+use service_runtime::health::Condition;
 use sqlx::PgPool;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -68,24 +69,6 @@ fn fault(what: &str) -> impl Fn(&(dyn std::error::Error + 'static)) -> Ended {
     move |error| Ended::Fault(format!("cannot {what}: {error}"))
 }
 
-/// Whether events are being consumed; for `/health`.
-#[derive(Debug, Clone, Default)]
-pub struct Status(Arc<Mutex<Option<String>>>);
-
-impl Status {
-    /// `Err` with the reason while no events are consumed.
-    pub fn check(&self) -> Result<Option<String>, String> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => Ok(None),
-            Some(problem) => Err(problem.clone()),
-        }
-    }
-
-    fn set(&self, problem: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
-    }
-}
-
 /// What is known of the history in hand, from session to session.
 #[derive(Debug)]
 struct Progress {
@@ -107,7 +90,7 @@ pub struct Consumer {
     letters: mpsc::Sender<DeadLetter>,
     /// Events read back at start.
     warm: u64,
-    status: Status,
+    condition: Condition,
     shutdown: CancellationToken,
     progress: Option<Progress>,
 }
@@ -121,8 +104,6 @@ impl Consumer {
         warm: usize,
         shutdown: CancellationToken,
     ) -> Self {
-        let status = Status::default();
-        status.set(Some("the event stream has not been found yet".to_owned()));
         Self {
             context: jetstream::new(client.clone()),
             client,
@@ -130,15 +111,15 @@ impl Consumer {
             letters: keep_letters(pool.clone()),
             pool,
             warm: warm as u64,
-            status,
+            condition: Condition::failing("the event stream has not been found yet"),
             shutdown,
             progress: None,
         }
     }
 
     /// Whether events are being consumed.
-    pub fn status(&self) -> Status {
-        self.status.clone()
+    pub fn condition(&self) -> Condition {
+        self.condition.clone()
     }
 
     /// Consumes in the background until shutdown.
@@ -178,12 +159,12 @@ impl Consumer {
     }
 
     fn interrupted(&self, problem: &str) {
-        if self.status.check().is_ok() {
+        if self.condition.check().is_ok() {
             tracing::warn!(problem, "consuming events is interrupted");
         } else {
             tracing::debug!(problem, "cannot consume events yet");
         }
-        self.status.set(Some(problem.to_owned()));
+        self.condition.set(Some(problem.to_owned()));
     }
 
     fn connects(&self) -> u64 {

@@ -84,7 +84,7 @@ impl<'a> Session<'a> {
         .messages()
         .await
         .map_err(|error| fault("receive events")(&error))?;
-        owner.status.set(None);
+        owner.condition.set(None);
         owner.hub.metrics().consumer_started(reason);
         tracing::info!(reason, from, last = info.state.last_sequence, %epoch, "consuming events");
         let mut session = Self {
