@@ -95,7 +95,7 @@ impl From<Error> for ApiError {
                     .into()
             }
             Error::Overloaded => Self::unavailable("The service is busy; try again in a moment.", 1),
-            Error::Database(error) if is_away(&error) => {
+            Error::Database(error) if migrations::is_away(&error) => {
                 tracing::error!(error = %Chain(&error), "database away");
                 Self::unavailable(
                     "The database is not reachable; nothing was changed. Try again in a moment.",
@@ -104,17 +104,5 @@ impl From<Error> for ApiError {
             }
             error => Self::internal(&error),
         }
-    }
-}
-
-/// Whether the database could not be asked at all, as opposed to having refused.
-fn is_away(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40: try again; 55000: not accepting connections.
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            ["57P", "08", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "55000"
-        }),
-        _ => false,
     }
 }

@@ -38,6 +38,18 @@ pub async fn check(pool: sqlx::PgPool) -> Result<Option<String>, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Whether the database could not be asked at all, as opposed to having refused: what failed may work in a moment.
+pub fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
+        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40: try again; 55000: not accepting connections.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            ["57P", "08", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "55000"
+        }),
+        _ => false,
+    }
+}
+
 /// Why a service cannot use its database; the text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

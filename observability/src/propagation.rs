@@ -22,16 +22,6 @@ impl Extractor for HttpHeaders<'_> {
     }
 }
 
-struct HttpHeadersMut<'a>(&'a mut http::HeaderMap);
-
-impl Injector for HttpHeadersMut<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(key), http::HeaderValue::try_from(value)) {
-            self.0.insert(name, value);
-        }
-    }
-}
-
 struct NatsHeaders<'a>(&'a async_nats::HeaderMap);
 
 impl Extractor for NatsHeaders<'_> {
@@ -69,11 +59,6 @@ pub fn extract_http(headers: &http::HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &HttpHeaders(headers))
 }
 
-/// Writes a context into HTTP headers.
-pub fn inject_http(context: &Context, headers: &mut http::HeaderMap) {
-    TraceContextPropagator::new().inject_context(context, &mut HttpHeadersMut(headers));
-}
-
 /// The context that a NATS message carries; empty when it carries none that is valid.
 pub fn extract_nats(headers: &async_nats::HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &NatsHeaders(headers))
@@ -99,13 +84,6 @@ pub fn traceparent(context: &SpanContext) -> Option<String> {
             context.trace_flags().to_u8()
         )
     })
-}
-
-/// Trace id of the span in hand, if there is one.
-pub fn current_trace_id() -> Option<String> {
-    let context = Span::current().context();
-    let span = context.span().span_context().clone();
-    span.is_valid().then(|| span.trace_id().to_string())
 }
 
 /// Reads a `traceparent` strictly; `None` for anything but a valid one of version 00.
@@ -181,8 +159,7 @@ mod tests {
     fn it_travels_over_http_and_nats() {
         let context = context_from_traceparent(GOOD).unwrap();
         let mut http = http::HeaderMap::new();
-        inject_http(&context, &mut http);
-        assert_eq!(http[TRACEPARENT], GOOD);
+        http.insert(TRACEPARENT, GOOD.parse().unwrap());
         assert_eq!(
             extract_http(&http).span().span_context().trace_id(),
             context.span().span_context().trace_id()

@@ -17,7 +17,10 @@ pub struct DeadLetter<'a> {
 }
 
 /// Keeps an event; one that is already kept has its reason and deliveries renewed.
+///
+/// PostgreSQL's text holds no U+0000, which an event may bring into either text; U+FFFD stands for it.
 pub async fn keep(pool: &PgPool, letter: &DeadLetter<'_>) -> Result<(), sqlx::Error> {
+    let storable = |text: &str| text.replace('\0', "\u{FFFD}");
     sqlx::query!(
         r#"INSERT INTO dead_letters (consumer, stream_epoch, stream_sequence, subject, reason, deliveries, body)
            VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -26,8 +29,8 @@ pub async fn keep(pool: &PgPool, letter: &DeadLetter<'_>) -> Result<(), sqlx::Er
         letter.consumer,
         letter.stream_epoch,
         letter.stream_sequence,
-        letter.subject,
-        letter.reason,
+        storable(letter.subject),
+        storable(letter.reason),
         letter.deliveries,
         letter.body
     )

@@ -192,12 +192,29 @@ impl Indexing {
             body: &event.body,
         };
         let mut pause = FIRST_PAUSE;
-        while let Err(error) = dead_letters::keep(&self.pool, &letter).await {
-            self.wait(&format!("PostgreSQL, to keep a dead letter: {error}"), &mut pause)
-                .await?;
-        }
+        let kept = loop {
+            match dead_letters::keep(&self.pool, &letter).await {
+                Err(error) if migrations::is_away(&error) => {
+                    self.wait(&format!("PostgreSQL, to keep a dead letter: {error}"), &mut pause)
+                        .await?;
+                }
+                kept => break kept,
+            }
+        };
         self.condition.set(None);
         self.metrics.dead_letter(why.as_str());
+        if let Err(error) = kept {
+            // What PostgreSQL refuses it refuses for ever; the stream still has the event, and others wait behind it.
+            tracing::error!(
+                subject = event.subject,
+                sequence = event.position.sequence,
+                why = why.as_str(),
+                reason,
+                %error,
+                "an event was given up and could not be kept as a dead letter"
+            );
+            return Ok(());
+        }
         tracing::error!(
             subject = event.subject,
             sequence = event.position.sequence,

@@ -104,24 +104,12 @@ impl From<SearchError> for ApiError {
                 tracing::error!(error = %Chain(&error), "search failed");
                 Self::unavailable(away, 5)
             }
-            SearchError::Database(error) if is_away(&error) => {
+            SearchError::Database(error) if migrations::is_away(&error) => {
                 tracing::error!(error = %Chain(&error), "database away");
                 Self::unavailable(away, 2)
             }
             SearchError::Database(_) => Self::internal(&error),
         }
-    }
-}
-
-/// Whether the database could not be asked at all, as opposed to having refused.
-fn is_away(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-        // 57P: shutting down or starting; 08: connection; 53: out of resources.
-        sqlx::Error::Database(error) => error
-            .code()
-            .is_some_and(|code| ["57P", "08", "53"].iter().any(|class| code.starts_with(class))),
-        _ => false,
     }
 }
 

@@ -139,11 +139,14 @@ async fn poison_becomes_a_dead_letter_and_those_behind_flow() {
     let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
     let mut future = envelope(EventType::MessageCreated, chat, json!({}));
     future.dataschema = "urn:fechatter:event:message.created:99".to_owned();
-    let poisons: [Vec<u8>; 4] = [
+    // The complaint about it repeats a character that PostgreSQL's text cannot hold.
+    let nul = json!({"chat": {"id": chat.id, "name": null, "kind": "\0"}});
+    let poisons: [Vec<u8>; 5] = [
         b"not json".to_vec(),
         Vec::new(),
         serde_json::to_vec(&envelope(EventType::MessageCreated, chat, json!({"message": 7}))).unwrap(),
         serde_json::to_vec(&future).unwrap(),
+        serde_json::to_vec(&envelope(EventType::MessageCreated, chat, nul)).unwrap(),
     ];
     let mut sequences = Vec::new();
     for poison in &poisons {
@@ -173,4 +176,9 @@ async fn poison_becomes_a_dead_letter_and_those_behind_flow() {
             EventType::MessageCreated.subject(chat.workspace.into(), chat.id)
         );
     }
+    let reason: String = sqlx::query_scalar("SELECT reason FROM dead_letters ORDER BY stream_sequence DESC LIMIT 1")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert!(reason.contains('\u{FFFD}'), "{reason}");
 }

@@ -154,9 +154,12 @@ pub(super) fn query_text(clauses: &[TextClause]) -> String {
         .iter()
         .map(|clause| match clause {
             TextClause::Phrase(text) => format!("\"{}\"", text.replace('"', " ")),
-            TextClause::Word(text) | TextClause::Prefix(text) => {
-                text.replace('"', " ").trim_start_matches('-').to_owned()
-            }
+            // A quote parts a word, and each part may begin with a minus.
+            TextClause::Word(text) | TextClause::Prefix(text) => text
+                .split('"')
+                .map(|part| part.trim_start_matches('-'))
+                .collect::<Vec<_>>()
+                .join(" "),
         })
         .collect::<Vec<_>>()
         .join(" ")
@@ -194,9 +197,10 @@ mod tests {
         let clauses = [
             TextClause::Word("-secret".to_owned()),
             TextClause::Phrase("a \"b".to_owned()),
+            TextClause::Word("foo\"-bar".to_owned()),
             TextClause::Prefix("x\"".to_owned()),
         ];
-        assert_eq!(query_text(&clauses), "secret \"a  b\" x ");
+        assert_eq!(query_text(&clauses), "secret \"a  b\" foo bar x ");
     }
 
     #[test]
