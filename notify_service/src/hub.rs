@@ -41,6 +41,15 @@ pub struct Hub {
     metrics: Metrics,
 }
 
+/// What became of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Published {
+    /// It was put into so many streams.
+    To(usize),
+    /// Ask PostgreSQL who of the users is in the chat, and come again with the answer.
+    Ask { chat: ChatId, users: Vec<UserId> },
+}
+
 #[derive(Debug)]
 struct Core {
     /// The history that positions count in; none until the stream has been found.
@@ -146,23 +155,21 @@ impl Hub {
         self.core().position = sequence;
     }
 
-    /// What PostgreSQL must be asked before the event is published.
-    pub fn questions(&self, entry: &Entry) -> Option<(ChatId, Vec<UserId>)> {
-        self.core().membership.questions(&entry.route, entry.time)
-    }
-
-    /// Keeps an event, applies it, and puts it into the queues of those who may see it. Returns how many those are.
-    pub fn publish(&self, entry: Entry, verdict: Option<&Verdict>) -> usize {
-        let entry = Arc::new(entry);
+    /// Keeps an event, applies it, and puts it into the queues of those who may see it; or does nothing and says what
+    /// `verdict` must answer first.
+    pub fn publish(&self, entry: &Arc<Entry>, verdict: Option<&Verdict>) -> Published {
         let mut core = self.core();
-        let receivers = core.apply_and_deliver(&entry, verdict, &self.metrics);
+        if let Some((chat, users)) = core.membership.questions(&entry.route, entry.time, verdict) {
+            return Published::Ask { chat, users };
+        }
+        let receivers = core.apply_and_deliver(entry, verdict, &self.metrics);
         core.position = entry.sequence;
         if !matches!(entry.route, Route::SessionRevoked { .. }) {
-            core.ring.push(entry);
+            core.ring.push(Arc::clone(entry));
         }
         drop(core);
         self.metrics.delivered(receivers);
-        receivers
+        Published::To(receivers)
     }
 
     /// Remembers a session that was revoked before this process came to the events about it.
@@ -401,3 +408,7 @@ impl Core {
         self.revoked.insert(session, Instant::now());
     }
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

@@ -39,6 +39,7 @@ enum Change {
 /// PostgreSQL's answer about a chat: its version and who of those asked about is in it.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
+    pub asked: HashSet<UserId>,
     pub version: i64,
     pub members: HashSet<UserId>,
 }
@@ -199,8 +200,15 @@ impl Membership {
         }
     }
 
-    /// The chat and the known users about whom PostgreSQL must be asked before the event is applied (rule 3).
-    pub fn questions(&self, route: &Route, time: OffsetDateTime) -> Option<(ChatId, Vec<UserId>)> {
+    /// The chat and the known users about whom PostgreSQL must be asked before the event is applied (rule 3); nothing when
+    /// `verdict` answers for all of them. Users become known while PostgreSQL is asked, so this must be seen under the
+    /// same lock that the event is applied under.
+    pub fn questions(
+        &self,
+        route: &Route,
+        time: OffsetDateTime,
+        verdict: Option<&Verdict>,
+    ) -> Option<(ChatId, Vec<UserId>)> {
         let (chat, added) = additions(route)?;
         let doubtful: Vec<UserId> = added
             .iter()
@@ -211,7 +219,8 @@ impl Membership {
                     .is_some_and(|record| !record.seats.contains_key(&chat) && time <= record.verified)
             })
             .collect();
-        (!doubtful.is_empty()).then_some((chat, doubtful))
+        let is_answered = |user: &UserId| verdict.is_some_and(|verdict| verdict.asked.contains(user));
+        (!doubtful.iter().all(is_answered)).then_some((chat, doubtful))
     }
 
     /// Applies an event; `verdict` answers [`questions`](Self::questions), and whoever it does not name is not let in on

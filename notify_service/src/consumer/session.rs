@@ -1,5 +1,6 @@
 //! One stretch of consuming, from looking at the stream to whatever ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -18,7 +19,7 @@ use super::history::{ordered, settle_history};
 use super::{Consumer, Ended, Progress, epoch_of, fault};
 use crate::cursor::Cursor;
 use crate::event::{Entry, Headers, decode};
-use crate::membership::Verdict;
+use crate::hub::Published;
 use crate::positions::Admission;
 use crate::repositories;
 use crate::repositories::dead_letters::DeadLetter;
@@ -242,24 +243,25 @@ impl<'a> Session<'a> {
     async fn publish(&mut self, entry: Entry) {
         let started = OffsetDateTime::now_utc();
         let hub = &self.owner.hub;
-        let verdict = match hub.questions(&entry) {
-            None => None,
-            Some((chat, users)) => {
-                let question = repositories::membership::of_chat(&self.owner.pool, chat, &users);
-                let answer = tokio::time::timeout(QUESTION_TIMEOUT, question).await;
-                if let Ok(Ok(verdict)) = answer {
-                    Some(verdict)
-                } else {
-                    tracing::warn!(users = users.len(), "cannot verify an addition; the users' streams end");
-                    hub.doubt(&users);
-                    Some(Verdict::default())
-                }
+        let entry = Arc::new(entry);
+        let mut verdict = None;
+        let receivers = loop {
+            // Users come to be known while PostgreSQL is asked, and then it is asked about them too.
+            let (chat, users) = match hub.publish(&entry, verdict.as_ref()) {
+                Published::To(receivers) => break receivers,
+                Published::Ask { chat, users } => (chat, users),
+            };
+            let question = repositories::membership::of_chat(&self.owner.pool, chat, &users);
+            let answer = tokio::time::timeout(QUESTION_TIMEOUT, question).await;
+            if let Ok(Ok(answer)) = answer {
+                verdict = Some(answer);
+            } else {
+                tracing::warn!(users = users.len(), "cannot verify an addition; the users' streams end");
+                hub.doubt(&users);
             }
         };
-        let (context, sequence) = (entry.context.clone(), entry.sequence);
-        let receivers = hub.publish(entry, verdict.as_ref());
-        if let Some(context) = context {
-            record_delivery(context, sequence, receivers, started);
+        if let Some(context) = entry.context.clone() {
+            record_delivery(context, entry.sequence, receivers, started);
         }
     }
 

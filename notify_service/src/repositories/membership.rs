@@ -1,6 +1,6 @@
 //! Who is in which chat.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use fechatter_core::chat::ChatKind;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
@@ -69,10 +69,12 @@ pub async fn of_chat(pool: &PgPool, chat: ChatId, users: &[UserId]) -> Result<Ve
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map_or_else(Verdict::default, |row| Verdict {
-        version: row.membership_version,
-        members: row.members.into_iter().map(UserId).collect::<HashSet<_>>(),
-    }))
+    let (version, members) = row.map_or_else(Default::default, |row| (row.membership_version, row.members));
+    Ok(Verdict {
+        asked: users.iter().copied().collect(),
+        version,
+        members: members.into_iter().map(UserId).collect(),
+    })
 }
 
 /// What a user may know of a chat of their workspace.

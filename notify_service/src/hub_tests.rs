@@ -1,0 +1,128 @@
+//! What happens between two steps that each take the lock.
+
+use std::collections::HashSet;
+
+use fechatter_core::WorkspaceId;
+
+use super::*;
+use crate::connection::Owner;
+
+const ADA: UserId = UserId(1);
+const BOB: UserId = UserId(2);
+const CHAT: ChatId = ChatId(10);
+const WORKSPACE: WorkspaceId = WorkspaceId(1);
+
+fn hub() -> Hub {
+    let config = serde_json::from_str(r#"{"database": {"url": "postgres://x"}}"#).expect("a configuration");
+    let hub = Hub::new(&config, Metrics::default());
+    hub.begin_history(Uuid::nil(), 0, None);
+    hub.set_caught_up();
+    hub
+}
+
+fn at(second: i64) -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second)
+}
+
+fn loaded(seats: &[(ChatId, i64)], second: i64) -> Loaded {
+    Loaded {
+        workspace: WORKSPACE,
+        seats: seats.to_vec(),
+        ended: Vec::new(),
+        at: at(second),
+    }
+}
+
+fn load(hub: &Hub, user: UserId, seats: &[(ChatId, i64)], second: i64) {
+    hub.begin_load(&[user]);
+    assert_eq!(hub.finish_load(user, loaded(seats, second)), LoadEnd::Ready);
+}
+
+fn entry(sequence: u64, route: Route, second: i64) -> Arc<Entry> {
+    Arc::new(Entry {
+        sequence,
+        route,
+        frame: Bytes::from(format!("id: {sequence}\n\n")),
+        time: at(second),
+        context: None,
+    })
+}
+
+fn join(hub: &Hub, user: UserId, requested: Requested) -> Join {
+    hub.join(&mut JoinRequest {
+        owner: Owner {
+            user,
+            workspace: WORKSPACE,
+            session: Uuid::nil(),
+            ticket: None,
+        },
+        requested,
+        fetched: None,
+        is_ahead_confirmed: false,
+        gap: None,
+    })
+}
+
+fn joined(hub: &Hub, user: UserId, requested: Requested) -> (Arc<Connection>, Begun) {
+    match join(hub, user, requested) {
+        Join::Joined(connection, begun) => (connection, begun),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_comes_to_be_known_while_an_addition_is_asked_about_is_asked_about_too() {
+    let hub = hub();
+    load(&hub, ADA, &[], 100);
+    let created = entry(
+        1,
+        Route::ChatCreated {
+            chat: CHAT,
+            version: 3,
+            members: [ADA, BOB].into(),
+        },
+        90,
+    );
+    // Bob's load has begun, and its snapshot is older than the commit.
+    hub.begin_load(&[BOB]);
+    let ask = |users: &[UserId]| Published::Ask {
+        chat: CHAT,
+        users: users.to_vec(),
+    };
+    assert_eq!(hub.publish(&created, None), ask(&[ADA]));
+    assert_eq!(hub.finish_load(BOB, loaded(&[], 100)), LoadEnd::Ready);
+    let verdict = |users: &[UserId]| Verdict {
+        asked: users.iter().copied().collect(),
+        version: 3,
+        members: HashSet::from([ADA, BOB]),
+    };
+    assert_eq!(hub.publish(&created, Some(&verdict(&[ADA]))), ask(&[ADA, BOB]));
+    assert_eq!(hub.position().unwrap().sequence, 0, "nothing has happened yet");
+    let (_bob, _) = joined(&hub, BOB, Requested::Start);
+    assert_eq!(hub.publish(&created, Some(&verdict(&[ADA, BOB]))), Published::To(1));
+    assert_eq!(hub.is_member(ADA, CHAT), Some(true));
+    assert_eq!(hub.is_member(BOB, CHAT), Some(true));
+}
+
+#[test]
+fn who_could_not_be_asked_about_is_forgotten_and_the_event_goes_on() {
+    let hub = hub();
+    load(&hub, ADA, &[], 100);
+    let (ada, _) = joined(&hub, ADA, Requested::Start);
+    let added = entry(
+        1,
+        Route::MemberAdded {
+            chat: CHAT,
+            version: 3,
+            user: ADA,
+        },
+        90,
+    );
+    let Published::Ask { users, .. } = hub.publish(&added, None) else {
+        panic!("an old addition is asked about");
+    };
+    hub.doubt(&users);
+    assert_eq!(hub.publish(&added, None), Published::To(0));
+    assert_eq!(ada.ended(), Some(End::Replaced));
+    assert!(!hub.knows(ADA));
+}
