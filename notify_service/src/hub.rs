@@ -31,6 +31,8 @@ pub use join::{Begun, Fetched, Join, JoinRequest, Requested};
 const REVOKED_MAX: usize = 200_000;
 /// How long a revoked session is remembered: longer than any access token lives.
 pub const REVOKED_FOR: Duration = Duration::from_hours(1);
+/// Streams are told of unreadable events once in so long.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -58,6 +60,10 @@ struct Core {
     position: u64,
     /// What came before is not known to be whole.
     floor: u64,
+    /// When streams were last told that events are lost.
+    told_lost: Option<Instant>,
+    /// They are to be told again, and get nothing until then.
+    owes_gap: bool,
     is_caught_up: bool,
     is_draining: bool,
     ring: Ring,
@@ -78,6 +84,8 @@ impl Hub {
                 epoch: None,
                 position: 0,
                 floor: 0,
+                told_lost: None,
+                owes_gap: false,
                 is_caught_up: false,
                 is_draining: false,
                 ring: Ring::new(config.ring.max_events, config.ring.max_bytes),
@@ -108,9 +116,11 @@ impl Hub {
         &self.stream
     }
 
-    /// Where this process is; nothing before it has found the stream.
+    /// Where this process is, for streams that have got what there is for them; nothing before it has found the stream,
+    /// nor while streams are to be told of a gap.
     pub fn position(&self) -> Option<Cursor> {
-        self.core().cursor()
+        let core = self.core();
+        core.cursor().filter(|_| !core.owes_gap)
     }
 
     /// Begins a history whose events up to `start` will not be held. Clients of an earlier one are told to reload, and
@@ -122,6 +132,7 @@ impl Hub {
         core.position = start;
         core.ring.reset(start);
         core.floor = if is_first { 0 } else { start };
+        core.owes_gap = false;
         if let Some(newest) = newest {
             core.membership.doubt_until(newest);
         }
@@ -133,11 +144,29 @@ impl Hub {
     /// Events before the next one are missing: everybody reloads.
     pub fn lost_events(&self, next: u64) {
         let mut core = self.core();
-        let before = next.saturating_sub(1);
-        core.position = before;
-        core.ring.reset(before);
-        core.floor = before;
-        core.gap_for_all("events_lost", &self.metrics);
+        core.lose(next.saturating_sub(1));
+        core.tell_lost(&self.metrics);
+    }
+
+    /// An event of ours that this build cannot read: nobody knows whom it concerned, so everybody reloads. There may be
+    /// many of them while replicas of two versions run, so streams are told once in [`TOLD_EVERY`]; in between they get
+    /// nothing, and above all no cursor behind an event that they have not been told of.
+    pub fn unreadable_event(&self, sequence: u64) {
+        let mut core = self.core();
+        core.lose(sequence);
+        if core.streams > 0 && core.told_lost.is_some_and(|told| told.elapsed() < TOLD_EVERY) {
+            core.owes_gap = true;
+        } else {
+            core.tell_lost(&self.metrics);
+        }
+    }
+
+    /// Tells the streams of unreadable events that they have not been told of, when it is time.
+    pub fn tell_owed_gap(&self) {
+        let mut core = self.core();
+        if core.owes_gap && core.told_lost.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+            core.tell_lost(&self.metrics);
+        }
     }
 
     /// All that was in the stream when this process looked has been processed.
@@ -304,6 +333,19 @@ impl Core {
         })
     }
 
+    /// Nothing up to `sequence` can be replayed any more.
+    fn lose(&mut self, sequence: u64) {
+        self.position = sequence;
+        self.ring.reset(sequence);
+        self.floor = sequence;
+    }
+
+    fn tell_lost(&mut self, metrics: &Metrics) {
+        self.gap_for_all("events_lost", metrics);
+        self.told_lost = Some(Instant::now());
+        self.owes_gap = false;
+    }
+
     fn gap_for_all(&self, reason: &'static str, metrics: &Metrics) {
         let Some(at) = self.cursor() else { return };
         for connection in self.connections.values().flatten() {
@@ -367,6 +409,9 @@ impl Core {
     }
 
     fn deliver(&self, entry: &Arc<Entry>, receivers: impl Iterator<Item = UserId>, metrics: &Metrics) -> usize {
+        if self.owes_gap {
+            return 0;
+        }
         let mut count = 0;
         for connection in receivers.filter_map(|user| self.connections.get(&user)).flatten() {
             if connection.push(entry) {

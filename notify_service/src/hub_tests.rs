@@ -126,3 +126,60 @@ fn who_could_not_be_asked_about_is_forgotten_and_the_event_goes_on() {
     assert_eq!(ada.ended(), Some(End::Replaced));
     assert!(!hub.knows(ADA));
 }
+
+fn frames(connection: &Connection) -> Vec<String> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut frames = Vec::new();
+    while let std::task::Poll::Ready(Some(batch)) = connection.poll_next(&mut context) {
+        let texts = batch
+            .events
+            .iter()
+            .map(|entry| String::from_utf8_lossy(&entry.frame).into_owned());
+        frames.extend(texts);
+    }
+    frames
+}
+
+fn after(sequence: u64) -> Requested {
+    Requested::After(Cursor {
+        epoch: Uuid::nil(),
+        sequence,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn unreadable_events_are_told_of_at_a_bounded_rate_and_no_cursor_passes_one_untold() {
+    let hub = hub();
+    load(&hub, ADA, &[(CHAT, 1)], 100);
+    let (ada, _) = joined(&hub, ADA, Requested::Start);
+    frames(&ada);
+    let message = |sequence| entry(sequence, Route::Chat(CHAT), 101);
+    let is_gap =
+        |frames: &[String]| frames.len() == 1 && frames[0].contains("event: gap") && frames[0].contains("lost");
+
+    hub.unreadable_event(1);
+    assert!(is_gap(&frames(&ada)));
+    assert_eq!(hub.publish(&message(2), None), Published::To(1));
+    assert_eq!(frames(&ada).len(), 1);
+    for sequence in 3..100 {
+        hub.unreadable_event(sequence);
+    }
+    assert_eq!(hub.publish(&message(100), None), Published::To(0));
+    hub.tell_owed_gap();
+    assert_eq!((frames(&ada), hub.position()), (vec![], None));
+    // Who comes meanwhile is told at once.
+    assert_eq!(joined(&hub, ADA, after(2)).1, Begun::Gap("events_lost"));
+
+    tokio::time::advance(TOLD_EVERY).await;
+    hub.tell_owed_gap();
+    let told = frames(&ada);
+    assert!(is_gap(&told) && told[0].contains(".100\n"), "{told:?}");
+    assert_eq!(hub.position().map(|at| at.sequence), Some(100));
+    hub.tell_owed_gap();
+    hub.publish(&message(101), None);
+    assert_eq!(frames(&ada).len(), 1);
+    assert!(matches!(
+        joined(&hub, ADA, after(99)).1,
+        Begun::Resumed { count: 2, .. }
+    ));
+}

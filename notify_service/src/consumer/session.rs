@@ -141,6 +141,7 @@ impl<'a> Session<'a> {
 
     /// Looks whether the stream is still the same and whether what it has arrives.
     async fn look(&mut self) -> Result<(), Ended> {
+        self.owner.hub.tell_owed_gap();
         self.check_connection()?;
         let info = match tokio::time::timeout(LOOK * 3, self.stream.get_info()).await {
             Ok(Ok(info)) => info,
@@ -190,7 +191,11 @@ impl<'a> Session<'a> {
                 self.owner.hub.skip(sequence);
             }
             Ok(place) => self.admit(at, place, &headers, &message).await?,
-            Err(error) => self.bury(at, &message, &error),
+            // Not of our relay, or the next one's position shows that one of its events is missing.
+            Err(error) => {
+                self.bury(at, &message, &error);
+                self.owner.hub.skip(sequence);
+            }
         }
         self.progress()?.sequence = sequence;
         self.note_progress();
@@ -225,6 +230,7 @@ impl<'a> Session<'a> {
             Ok(entry) => entry,
             Err(error) => {
                 self.bury(at, message, &error);
+                self.owner.hub.unreadable_event(at.sequence);
                 return Ok(());
             }
         };
@@ -265,7 +271,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Keeps an event that cannot be read and goes on.
+    /// Keeps an event that cannot be read.
     fn bury(&self, at: Cursor, message: &jetstream::Message, error: &UnreadableEvent) {
         tracing::error!(sequence = at.sequence, %error, "an event cannot be read; kept as a dead letter");
         let hub = &self.owner.hub;
@@ -283,7 +289,6 @@ impl<'a> Session<'a> {
                 "too many dead letters at once; this one is not kept"
             );
         }
-        hub.skip(at.sequence);
     }
 
     /// Whether the stream has gone over to the epoch of an event that is not of ours.

@@ -57,7 +57,7 @@ pub enum ReplayFault {
     Expired,
     /// Too many read at once, or NATS is away.
     Unavailable,
-    /// What is there has holes.
+    /// What is there has holes, or events that cannot be read.
     Lost,
 }
 
@@ -151,12 +151,10 @@ impl Replay {
             );
         }
         let firsts = first_copies(&all, epoch).ok_or(ReplayFault::Lost)?;
-        fetched.entries.extend(
-            all.into_iter()
-                .zip(firsts)
-                .filter(|(_, is_first)| *is_first)
-                .filter_map(|(stored, _)| stored.entry),
-        );
+        for (stored, _) in all.into_iter().zip(firsts).filter(|(_, is_first)| *is_first) {
+            // Nobody knows whom an event that cannot be read concerned.
+            fetched.entries.push(stored.entry.ok_or(ReplayFault::Lost)?);
+        }
         fetched.upto = upto;
         Ok(fetched)
     }

@@ -150,17 +150,24 @@ async fn who_was_removed_while_away_gets_nothing_of_the_chat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_cannot_be_read_go_to_the_dead_letters_and_the_next_ones_flow() {
+async fn events_that_cannot_be_read_are_a_gap_and_dead_letters_and_the_next_ones_flow() {
     let mut world = World::new().await;
     let ada = world.workspace("poison").await;
     let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
     let (first, second) = (world.notify(&[]).await, world.notify(&[]).await);
     let (mut sse, _) = world.follow(&first, ada, None).await;
+    let start = sse.cursor.clone();
+    let lost = json!({"reason": "events_lost"});
     let poison = json!({"message": "not one"});
     world
         .publisher
         .publish(EventType::MessageCreated, chat.workspace, chat.id, poison.clone())
         .await;
+    assert_eq!(sse.next().await.unwrap().data, lost);
+    world.send(chat, ada, 1, "between").await;
+    assert_eq!(contents(&[sse.next().await.unwrap()]), ["between"]);
+    let between = sse.cursor.clone();
+
     let mut future: Event<serde_json::Value> = Event::new(
         EventType::MessageCreated,
         chat.workspace.into(),
@@ -180,19 +187,35 @@ async fn events_that_cannot_be_read_go_to_the_dead_letters_and_the_next_ones_flo
         .publisher
         .put(EventType::MessageCreated, chat.id, &future, position)
         .await;
+    assert_eq!(sse.next().await.unwrap().data, lost);
+    let after_gap = sse.cursor.clone();
+    // Not one of ours: nobody misses anything.
     world
         .publisher
         .context
         .publish(format!("fechatter.{}.chat.1.x", chat.workspace), "no headers".into())
         .await
         .unwrap();
-    world.send(chat, ada, 1, "after").await;
-    let frame = sse.next().await.unwrap();
-    assert_eq!(
-        (frame.event.as_str(), &frame.data["message"]["content"]),
-        ("message.created", &json!("after"))
-    );
-    eventually("the dead letters, once for both processes", async || {
+    world.send(chat, ada, 2, "after").await;
+    assert_eq!(contents(&[sse.next().await.unwrap()]), ["after"]);
+
+    // Who was away hears of it too, from memory or from the stream, and goes on behind it.
+    let reads_back = world.notify(&[("RING__MAX_EVENTS", "1")]).await;
+    for notify in [&first, &second, &reads_back] {
+        for (cursor, begins) in [
+            (&start, &lost),
+            (&between, &lost),
+            (&after_gap, &json!({"count": 1})),
+            (&sse.cursor, &json!({"count": 0})),
+        ] {
+            eventually("the last event", async || {
+                let (at, frames) = world.follow(notify, ada, cursor.as_deref()).await;
+                at.cursor == sse.cursor && frames[0].data == *begins
+            })
+            .await;
+        }
+    }
+    eventually("the dead letters, once for all processes", async || {
         let letters: Vec<(String, i64)> =
             sqlx::query_as("SELECT consumer, stream_sequence FROM dead_letters ORDER BY stream_sequence")
                 .fetch_all(&world.pool)
@@ -202,10 +225,9 @@ async fn events_that_cannot_be_read_go_to_the_dead_letters_and_the_next_ones_flo
             .iter()
             .map(|(consumer, sequence)| (consumer.as_str(), *sequence))
             .collect::<Vec<_>>()
-            == [("notify_service", 1), ("notify_service", 2), ("notify_service", 3)]
+            == [("notify_service", 1), ("notify_service", 3), ("notify_service", 4)]
     })
     .await;
-    drop(second);
 }
 
 #[tokio::test(flavor = "multi_thread")]
