@@ -65,6 +65,8 @@ struct Core {
     /// They are to be told again, and get nothing until then.
     owes_gap: bool,
     is_caught_up: bool,
+    /// Nothing is known to have happened that has not been processed.
+    is_current: bool,
     is_draining: bool,
     ring: Ring,
     membership: Membership,
@@ -87,6 +89,7 @@ impl Hub {
                 told_lost: None,
                 owes_gap: false,
                 is_caught_up: false,
+                is_current: false,
                 is_draining: false,
                 ring: Ring::new(config.ring.max_events, config.ring.max_bytes),
                 membership: Membership::default(),
@@ -133,6 +136,7 @@ impl Hub {
         core.ring.reset(start);
         core.floor = if is_first { 0 } else { start };
         core.owes_gap = false;
+        core.is_current = false;
         if let Some(newest) = newest {
             core.membership.doubt_until(newest);
         }
@@ -171,7 +175,20 @@ impl Hub {
 
     /// All that was in the stream when this process looked has been processed.
     pub fn set_caught_up(&self) {
-        self.core().is_caught_up = true;
+        let mut core = self.core();
+        core.is_caught_up = true;
+        core.is_current = true;
+    }
+
+    /// Events may happen that do not arrive: until [`set_caught_up`](Self::set_caught_up) it is PostgreSQL that says who
+    /// is in which chat.
+    pub fn set_interrupted(&self) {
+        self.core().is_current = false;
+    }
+
+    /// Whether events have been arriving since the consumer was last at the end of the stream.
+    pub fn is_current(&self) -> bool {
+        self.core().is_current
     }
 
     /// Whether the consumer has been at the end of the stream once.
@@ -216,6 +233,12 @@ impl Hub {
         self.core().membership.knows(user)
     }
 
+    /// Whether a user's chats are known as they are now.
+    pub fn is_known_now(&self, user: UserId) -> bool {
+        let core = self.core();
+        core.is_current && core.membership.knows(user)
+    }
+
     /// Begins to load users' chats; call it before asking the database.
     pub fn begin_load(&self, users: &[UserId]) {
         let mut core = self.core();
@@ -227,7 +250,14 @@ impl Hub {
     /// Ends a load.
     pub fn finish_load(&self, user: UserId, loaded: Loaded) -> LoadEnd {
         let mut core = self.core();
+        let before: Vec<ChatId> = core.membership.chats_of(user).collect();
         let end = core.membership.finish_load(user, loaded);
+        for chat in before {
+            // The user is known and was loaded again: what happened to them has not been told yet.
+            if core.membership.knows(user) && !core.membership.is_member(user, chat) {
+                core.cut(user, chat, 0);
+            }
+        }
         if end == LoadEnd::Ready && !core.connections.contains_key(&user) {
             core.away.insert(user, Instant::now());
         }
@@ -301,12 +331,10 @@ impl Hub {
         self.core().streams
     }
 
-    /// Whether the user is known to be in the chat; nothing for a user who is not known.
+    /// Whether the user is known to be in the chat; nothing for a user who is not known, or while events do not arrive.
     pub fn is_member(&self, user: UserId, chat: ChatId) -> Option<bool> {
         let core = self.core();
-        core.membership
-            .knows(user)
-            .then(|| core.membership.is_member(user, chat))
+        (core.is_current && core.membership.knows(user)).then(|| core.membership.is_member(user, chat))
     }
 
     /// Puts a short-lived event into the streams of everybody in the chats but `subject`. Returns how many.
@@ -427,9 +455,13 @@ impl Core {
     /// that ends was sent to its members before.
     fn change(&mut self, route: &Route, time: OffsetDateTime, sequence: u64) {
         if let Effect::Left { chat, user } = self.membership.apply(route, time, None) {
-            for connection in self.connections.get(&user).into_iter().flatten() {
-                connection.cut(chat, sequence);
-            }
+            self.cut(user, chat, sequence);
+        }
+    }
+
+    fn cut(&self, user: UserId, chat: ChatId, but: u64) {
+        for connection in self.connections.get(&user).into_iter().flatten() {
+            connection.cut(chat, but);
         }
     }
 

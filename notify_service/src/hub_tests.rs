@@ -48,8 +48,8 @@ fn entry(sequence: u64, route: Route, second: i64) -> Arc<Entry> {
     })
 }
 
-fn join(hub: &Hub, user: UserId, requested: Requested) -> Join {
-    hub.join(&mut JoinRequest {
+fn request(user: UserId, requested: Requested) -> JoinRequest {
+    JoinRequest {
         owner: Owner {
             user,
             workspace: WORKSPACE,
@@ -57,10 +57,15 @@ fn join(hub: &Hub, user: UserId, requested: Requested) -> Join {
             ticket: None,
         },
         requested,
+        is_loaded: false,
         fetched: None,
         is_ahead_confirmed: false,
         gap: None,
-    })
+    }
+}
+
+fn join(hub: &Hub, user: UserId, requested: Requested) -> Join {
+    hub.join(&mut request(user, requested))
 }
 
 fn joined(hub: &Hub, user: UserId, requested: Requested) -> (Arc<Connection>, Begun) {
@@ -182,4 +187,35 @@ async fn unreadable_events_are_told_of_at_a_bounded_rate_and_no_cursor_passes_on
         joined(&hub, ADA, after(99)).1,
         Begun::Resumed { count: 2, .. }
     ));
+}
+
+#[test]
+fn while_events_do_not_arrive_known_users_are_loaded_for_each_stream() {
+    let hub = hub();
+    load(&hub, ADA, &[(CHAT, 1)], 100);
+    let (ada, _) = joined(&hub, ADA, Requested::Start);
+    frames(&ada);
+    hub.publish(&entry(1, Route::Chat(CHAT), 101), None);
+    hub.set_interrupted();
+    assert!(matches!(join(&hub, ADA, after(0)), Join::NotLoaded));
+    assert_eq!((hub.is_member(ADA, CHAT), hub.is_known_now(ADA)), (None, false));
+
+    load(&hub, ADA, &[], 102);
+    assert_eq!(
+        frames(&ada),
+        Vec::<String>::new(),
+        "what waits of the chat is taken back"
+    );
+    let mut request = request(ADA, after(0));
+    request.is_loaded = true;
+    assert!(matches!(
+        hub.join(&mut request),
+        Join::Joined(_, Begun::Resumed { count: 0, .. })
+    ));
+    // Another stream, another load.
+    assert!(matches!(join(&hub, ADA, after(0)), Join::NotLoaded));
+
+    hub.set_caught_up();
+    assert_eq!(hub.is_member(ADA, CHAT), Some(false));
+    joined(&hub, ADA, after(0));
 }

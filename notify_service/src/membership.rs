@@ -157,6 +157,14 @@ impl Membership {
         self.chats.get(&chat).into_iter().flatten().copied()
     }
 
+    /// The chats that a known user is in.
+    pub fn chats_of(&self, user: UserId) -> impl Iterator<Item = ChatId> {
+        self.users
+            .get(&user)
+            .into_iter()
+            .flat_map(|record| record.seats.keys().copied())
+    }
+
     /// The known users of a workspace.
     pub fn colleagues(&self, workspace: WorkspaceId) -> impl Iterator<Item = UserId> {
         self.workspaces.get(&workspace).into_iter().flatten().copied()

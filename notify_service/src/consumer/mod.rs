@@ -164,6 +164,7 @@ impl Consumer {
         } else {
             tracing::debug!(problem, "cannot consume events yet");
         }
+        self.hub.set_interrupted();
         self.condition.set(Some(problem.to_owned()));
     }
 

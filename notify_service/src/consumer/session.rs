@@ -311,7 +311,7 @@ impl<'a> Session<'a> {
     fn note_progress(&mut self) {
         if let Some(progress) = &self.owner.progress
             && progress.sequence >= self.target
-            && !self.owner.hub.is_caught_up()
+            && !self.owner.hub.is_current()
         {
             self.owner.hub.set_caught_up();
             tracing::info!(sequence = progress.sequence, "caught up with the stream");

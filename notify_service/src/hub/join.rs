@@ -37,6 +37,8 @@ pub struct Fetched {
 pub struct JoinRequest {
     pub owner: Owner,
     pub requested: Requested,
+    /// The user's chats have been loaded for this request.
+    pub is_loaded: bool,
     /// What has been read of the stream so far.
     pub fetched: Option<Fetched>,
     /// A cursor ahead of this process is in the stream: another replica has got further.
@@ -76,7 +78,7 @@ pub enum Join {
     },
     /// Make sure that the stream has this sequence, and come again.
     Confirm(Cursor),
-    /// Load the user, and come again.
+    /// Load the user, who may be known, and come again.
     NotLoaded,
     /// The stream of events has not been found yet.
     Starting,
@@ -109,7 +111,7 @@ impl Hub {
         if core.revoked.contains_key(&request.owner.session) {
             return Join::Revoked;
         }
-        if !core.membership.knows(request.owner.user) {
+        if !core.membership.knows(request.owner.user) || !(core.is_current || request.is_loaded) {
             return Join::NotLoaded;
         }
         let beginning = match core.beginning(at, request) {

@@ -84,7 +84,7 @@ async fn serve(hub: &Hub, pool: &PgPool, batch: Vec<(UserId, Answer)>) {
     for (user, answer) in batch {
         waiting.entry(user).or_default().push(answer);
     }
-    let known: Vec<UserId> = waiting.keys().copied().filter(|user| hub.knows(*user)).collect();
+    let known: Vec<UserId> = waiting.keys().copied().filter(|user| hub.is_known_now(*user)).collect();
     for user in known {
         answer(&mut waiting, user, Ok(()));
     }

@@ -28,6 +28,7 @@ impl Streams {
         let mut request = JoinRequest {
             owner,
             requested,
+            is_loaded: false,
             fetched: None,
             is_ahead_confirmed: false,
             gap: None,
@@ -35,7 +36,10 @@ impl Streams {
         for _ in 0..STEPS {
             match self.hub.join(&mut request) {
                 Join::Joined(connection, begun) => return Ok((connection, begun)),
-                Join::NotLoaded => self.loader.load(user).await.map_err(refusal)?,
+                Join::NotLoaded => {
+                    self.loader.load(user).await.map_err(refusal)?;
+                    request.is_loaded = true;
+                }
                 Join::Fetch { epoch, after, upto } => {
                     match self.replay.fetch(epoch, after, upto, request.fetched.take()).await {
                         Ok(fetched) => request.fetched = Some(fetched),

@@ -150,6 +150,52 @@ async fn who_was_removed_while_away_gets_nothing_of_the_chat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_while_events_do_not_arrive_gets_nothing_of_the_chat() {
+    let mut world = World::new().await;
+    let ada = world.workspace("cut-off").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let other = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let notify = world.notify(&[]).await;
+    let (mut sse, _) = world.follow(&notify, bob, None).await;
+    let start = sse.cursor.clone();
+    world.send(chat, ada, 1, "he was a member, and is not now").await;
+    world.send(other, ada, 1, "he is a member").await;
+    assert_eq!(sse.next().await.unwrap().event, "message.created");
+    assert_eq!(sse.next().await.unwrap().event, "message.created");
+    world.nats().kill();
+    eventually("the interruption to be noticed", async || {
+        world.health(&notify).await["checks"]["events"]["status"] == "degraded"
+    })
+    .await;
+    let removal = world.change_member(chat, bob, false).await;
+    let typing = async |chat: i64| {
+        let request = world.http.post(notify.url(&format!("/api/chat/{chat}/typing")));
+        let answer = request.bearer_auth(world.token(bob)).send().await.expect("an answer");
+        answer.status().as_u16()
+    };
+    assert_eq!((typing(chat.id).await, typing(other.id).await), (404, 204));
+    // He is known, and has a stream open besides.
+    let (mut returned, frames) = world.follow(&notify, bob, start.as_deref()).await;
+    assert_eq!(contents(&frames), ["he is a member"]);
+    assert_eq!(frames[0].data, json!({"count": 1}));
+
+    tokio::task::block_in_place(|| world.nats().restart()).unwrap();
+    world
+        .publisher
+        .publish(EventType::MemberRemoved, chat.workspace, chat.id, removal)
+        .await;
+    world.send(chat, ada, 2, "he is not a member").await;
+    world.send(other, ada, 2, "the end").await;
+    for sse in [&mut sse, &mut returned] {
+        assert_eq!(sse.next().await.unwrap().event, "member.removed");
+        assert_eq!(contents(&[sse.next().await.unwrap()]), ["the end"]);
+    }
+    let (_, frames) = world.follow(&notify, bob, start.as_deref()).await;
+    assert_eq!(contents(&frames), ["he is a member", "the end"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_that_cannot_be_read_are_a_gap_and_dead_letters_and_the_next_ones_flow() {
     let mut world = World::new().await;
     let ada = world.workspace("poison").await;
