@@ -21,10 +21,11 @@ use crate::config::{Config, ReplayConfig, StreamConfig};
 use crate::connection::{Connection, End, EphemeralKey};
 use crate::cursor::Cursor;
 use crate::event::{Entry, Route};
-use crate::membership::{Effect, LoadEnd, Loaded, Membership, Verdict};
+use crate::membership::{Effect, Loaded, Membership, Verdict};
 use crate::metrics::Metrics;
 use crate::ring::Ring;
 
+pub use crate::membership::LoadEnd;
 pub use join::{Begun, Fetched, Join, JoinRequest, Requested};
 
 /// Most revoked sessions remembered; the oldest are forgotten first.
@@ -237,6 +238,18 @@ impl Hub {
     pub fn is_known_now(&self, user: UserId) -> bool {
         let core = self.core();
         core.is_current && core.membership.knows(user)
+    }
+
+    /// Those of past events that the user may see now, and the number of that view; nothing when it is not `view`, or when
+    /// the user is not known.
+    pub fn visible(&self, user: UserId, view: Option<u64>, events: &[Arc<Entry>]) -> Option<(u64, Vec<Arc<Entry>>)> {
+        let core = self.core();
+        let now = core.membership.widened(user)?;
+        if view.is_some_and(|view| view != now) {
+            return None;
+        }
+        let may_see = |entry: &&Arc<Entry>| core.membership.may_see(user, &entry.route);
+        Some((now, events.iter().filter(may_see).cloned().collect()))
     }
 
     /// Begins to load users' chats; call it before asking the database.

@@ -6,6 +6,7 @@ use fechatter_core::WorkspaceId;
 
 use super::*;
 use crate::connection::Owner;
+use crate::metrics::Source;
 
 const ADA: UserId = UserId(1);
 const BOB: UserId = UserId(2);
@@ -218,4 +219,49 @@ fn while_events_do_not_arrive_known_users_are_loaded_for_each_stream() {
     hub.set_caught_up();
     assert_eq!(hub.is_member(ADA, CHAT), Some(false));
     joined(&hub, ADA, after(0));
+}
+
+#[test]
+fn what_was_read_back_is_read_again_for_who_may_see_more_by_now() {
+    let hub = hub();
+    load(&hub, ADA, &[(CHAT, 1)], 100);
+    let other = ChatId(11);
+    let message = |sequence, chat| entry(sequence, Route::Chat(chat), 101);
+    let added = Route::MemberAdded {
+        chat: other,
+        version: 1,
+        user: ADA,
+    };
+    // Nothing of this is in memory any more.
+    hub.core().ring = Ring::new(0, 0);
+    hub.publish(&message(1, other), None);
+    hub.publish(&message(2, CHAT), None);
+    let mut request = request(ADA, after(0));
+    let read = |hub: &Hub| {
+        let events = [message(1, other), message(2, CHAT), message(3, CHAT)];
+        let (view, entries) = hub.visible(ADA, None, &events[..]).unwrap();
+        Fetched {
+            upto: 3,
+            entries,
+            view: Some(view),
+            ..Fetched::default()
+        }
+    };
+    request.fetched = Some(read(&hub));
+    hub.publish(&entry(3, added, 102), None);
+    let Join::Fetch { after, upto, .. } = hub.join(&mut request) else {
+        panic!("half of a chat");
+    };
+    assert_eq!((after, upto), (0, 3));
+    request.fetched = Some(read(&hub));
+    assert!(matches!(
+        hub.join(&mut request),
+        Join::Joined(
+            _,
+            Begun::Resumed {
+                count: 3,
+                source: Source::Stream
+            }
+        )
+    ));
 }

@@ -88,7 +88,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         streams: Streams {
             hub: Arc::clone(&hub),
             loader: Loader::spawn(Arc::clone(&hub), pool.clone(), stop.clone()),
-            replay: Arc::new(Replay::new(context.clone(), &config.replay)),
+            replay: Arc::new(Replay::new(context.clone(), Arc::clone(&hub), &config.replay)),
         },
         tickets: Tickets::new(context, Arc::clone(&hub), config.nats.stream_replicas),
         typing: Typing::new(client.clone(), pool.clone(), Arc::clone(&hub)),

@@ -59,6 +59,8 @@ struct Record {
     ended: HashSet<ChatId>,
     /// An addition that is not newer than this needs asking.
     verified: OffsetDateTime,
+    /// Grows when the user may see more than before.
+    widened: u64,
 }
 
 /// Most changes kept while a load is under way; more make it begin again.
@@ -93,6 +95,8 @@ pub struct Membership {
     loading: HashMap<UserId, Log>,
     chats: HashMap<ChatId, HashSet<UserId>>,
     workspaces: HashMap<WorkspaceId, HashSet<UserId>>,
+    /// The last [`Record::widened`] of all.
+    widenings: u64,
 }
 
 impl Membership {
@@ -121,6 +125,7 @@ impl Membership {
             seats: loaded.seats.into_iter().collect(),
             ended: loaded.ended.into_iter().collect(),
             verified: loaded.at,
+            widened: 0,
         };
         if log.is_overfull || !log.changes.iter().all(|(change, time)| record.replay(change, *time)) {
             return LoadEnd::Again;
@@ -130,6 +135,7 @@ impl Membership {
             self.chats.entry(*chat).or_default().insert(user);
         }
         self.workspaces.entry(record.workspace).or_default().insert(user);
+        record.widened = self.next_widening();
         self.users.insert(user, record);
         LoadEnd::Ready
     }
@@ -190,6 +196,11 @@ impl Membership {
         self.users
             .get(&user)
             .is_some_and(|record| record.seats.contains_key(&chat))
+    }
+
+    /// A number that changes when a known user may see past events that they might not see before.
+    pub fn widened(&self, user: UserId) -> Option<u64> {
+        self.users.get(&user).map(|record| record.widened)
     }
 
     /// Whether a past event may be shown to the user now.
@@ -275,7 +286,13 @@ impl Membership {
         }
     }
 
+    fn next_widening(&mut self) -> u64 {
+        self.widenings += 1;
+        self.widenings
+    }
+
     fn add(&mut self, user: UserId, chat: ChatId, version: i64, time: OffsetDateTime, verdict: Option<&Verdict>) {
+        let widening = self.next_widening();
         let Some(record) = self.users.get_mut(&user) else {
             return;
         };
@@ -288,7 +305,9 @@ impl Membership {
                 _ => return,
             },
         };
-        record.seats.insert(chat, version);
+        if record.seats.insert(chat, version).is_none() {
+            record.widened = widening;
+        }
         self.chats.entry(chat).or_default().insert(user);
     }
 

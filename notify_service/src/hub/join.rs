@@ -10,6 +10,7 @@ use crate::connection::{Connection, End, Owner};
 use crate::cursor::Cursor;
 use crate::event::Entry;
 use crate::metrics::Source;
+use crate::positions::Positions;
 
 /// Events read from the stream although the ring holds them yet.
 const FETCH_AHEAD: u64 = 256;
@@ -27,9 +28,15 @@ pub enum Requested {
 /// Part of the stream, read because the ring no longer holds it.
 #[derive(Debug, Default)]
 pub struct Fetched {
-    /// Everything up to here is in `entries`, from the client's cursor on.
+    /// Everything up to here that the user might see is in `entries`, from the client's cursor on.
     pub upto: u64,
     pub entries: Vec<Arc<Entry>>,
+    /// Bytes of their frames.
+    pub bytes: usize,
+    /// What the user might see when it was read, by [`Hub::visible`].
+    pub view: Option<u64>,
+    /// What was met of each shard.
+    pub positions: Positions,
 }
 
 /// A client that wants a stream.
@@ -198,6 +205,9 @@ impl Core {
                 source: Source::Ring,
             });
         }
+        let view = self.membership.widened(user);
+        // Who may see more than when it was read gets it read again.
+        request.fetched.take_if(|fetched| fetched.view != view);
         let upto = request.fetched.as_ref().map_or(after.sequence, |fetched| fetched.upto);
         let (Some(fetched), Some(newer)) = (&request.fetched, self.ring.after(upto)) else {
             return Err(Join::Fetch {

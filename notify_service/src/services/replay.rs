@@ -1,12 +1,16 @@
 //! Reads back what the ring no longer holds, from the stream by sequence. What was read is kept for a while and shared:
 //! many clients return after the same interruption.
+//!
+//! The stream holds everybody's events. Of each block a reader keeps only what its user may see, and no more of it than
+//! a backlog may have, so that a reader holds a block and a backlog whatever it looks through.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::DirectGetErrorKind;
+use fechatter_core::UserId;
 use fechatter_core::events::STREAM;
 use futures::{StreamExt, TryStreamExt, stream};
 use quick_cache::Weighter;
@@ -17,7 +21,8 @@ use uuid::Uuid;
 use crate::config::ReplayConfig;
 use crate::cursor::Cursor;
 use crate::event::{Entry, Headers, decode};
-use crate::hub::Fetched;
+use crate::hub::{Fetched, Hub};
+use crate::positions::Admission;
 
 /// Events read and kept together.
 const BLOCK: u64 = 256;
@@ -59,6 +64,8 @@ pub enum ReplayFault {
     Unavailable,
     /// What is there has holes, or events that cannot be read.
     Lost,
+    /// More than a backlog may have.
+    TooMany,
 }
 
 impl ReplayFault {
@@ -68,6 +75,7 @@ impl ReplayFault {
             Self::Expired => "expired",
             Self::Unavailable => "replay_unavailable",
             Self::Lost => "events_lost",
+            Self::TooMany => "too_many",
         }
     }
 }
@@ -76,19 +84,23 @@ impl ReplayFault {
 #[derive(Debug)]
 pub struct Replay {
     context: jetstream::Context,
+    hub: Arc<Hub>,
     blocks: Cache<(Uuid, u64), Block, ByBytes>,
+    turns: Turns,
     readers: Semaphore,
-    max_scanned: u64,
+    config: ReplayConfig,
 }
 
 impl Replay {
-    /// A reader of the stream behind `context`.
-    pub fn new(context: jetstream::Context, config: &ReplayConfig) -> Self {
+    /// A reader of the stream behind `context`, for the users whom `hub` knows.
+    pub fn new(context: jetstream::Context, hub: Arc<Hub>, config: &ReplayConfig) -> Self {
         Self {
             context,
+            hub,
             blocks: Cache::with_weighter(1_024, config.cache_bytes, ByBytes),
+            turns: Turns::default(),
             readers: Semaphore::new(config.concurrent),
-            max_scanned: config.max_scanned,
+            config: config.clone(),
         }
     }
 
@@ -99,25 +111,36 @@ impl Replay {
         (crate::consumer::epoch_of(info) == Some(epoch)).then_some(info.state.last_sequence)
     }
 
-    /// Adds the events after `after` (or after what `fetched` has) up to `upto`.
+    /// Adds the events after `after` (or after what `fetched` has) up to `upto` that the user may see. A user's readers
+    /// take turns. What the user may see can change meanwhile; then the answer says so by its view.
     pub async fn fetch(
         &self,
+        user: UserId,
         epoch: Uuid,
         after: u64,
         upto: u64,
         fetched: Option<Fetched>,
     ) -> Result<Fetched, ReplayFault> {
         let read = async {
+            let turn = self.turns.of(user);
+            let _turn = turn.wait().await;
             let _permit = self.readers.acquire().await.map_err(|_| ReplayFault::Unavailable)?;
-            self.read(epoch, after, upto, fetched.unwrap_or_default()).await
+            self.read(user, epoch, after, upto, fetched.unwrap_or_default()).await
         };
         tokio::time::timeout(PATIENCE, read)
             .await
             .unwrap_or(Err(ReplayFault::Unavailable))
     }
 
-    async fn read(&self, epoch: Uuid, after: u64, upto: u64, mut fetched: Fetched) -> Result<Fetched, ReplayFault> {
-        if upto.saturating_sub(after) > self.max_scanned {
+    async fn read(
+        &self,
+        user: UserId,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+        mut fetched: Fetched,
+    ) -> Result<Fetched, ReplayFault> {
+        if upto.saturating_sub(after) > self.config.max_scanned {
             return Err(ReplayFault::Expired);
         }
         let stream = self
@@ -132,7 +155,6 @@ impl Replay {
         if after + 1 < info.state.first_sequence {
             return Err(ReplayFault::Expired);
         }
-        let mut all = Vec::new();
         for number in (after + 1) / BLOCK..=upto / BLOCK {
             let (first, last) = (number * BLOCK, number * BLOCK + BLOCK - 1);
             let block = if first >= info.state.first_sequence.max(1) && last <= upto {
@@ -143,17 +165,12 @@ impl Replay {
                 self.read_range(&stream, epoch, first.max(after + 1), last.min(upto))
                     .await?
             };
-            all.extend(
-                block
-                    .iter()
-                    .filter(|stored| stored.sequence > after && stored.sequence <= upto)
-                    .cloned(),
-            );
-        }
-        let firsts = first_copies(&all, epoch).ok_or(ReplayFault::Lost)?;
-        for (stored, _) in all.into_iter().zip(firsts).filter(|(_, is_first)| *is_first) {
-            // Nobody knows whom an event that cannot be read concerned.
-            fetched.entries.push(stored.entry.ok_or(ReplayFault::Lost)?);
+            let asked = block
+                .iter()
+                .filter(|stored| stored.sequence > after && stored.sequence <= upto);
+            if !take(&self.hub, user, epoch, asked, &self.config, &mut fetched)? {
+                break;
+            }
         }
         fetched.upto = upto;
         Ok(fetched)
@@ -202,49 +219,138 @@ async fn read_one(
     }))
 }
 
-/// Which of the events are first copies of this history: in each shard those whose positions lead without a gap up to
-/// the highest. A copy stands behind later ones, so it is not where it would have to be. `None` when what does not fit
-/// may be more than copies.
-fn first_copies(all: &[Stored], epoch: Uuid) -> Option<Vec<bool>> {
-    let mut highest: HashMap<i16, i64> = HashMap::new();
-    let ours = |stored: &Stored| stored.headers.epoch == epoch;
-    for stored in all.iter().filter(|stored| ours(stored)) {
-        let highest = highest.entry(stored.headers.shard).or_insert(stored.headers.position);
-        *highest = (*highest).max(stored.headers.position);
+/// Adds what the user may see of the events that follow. `false` when that is no longer what it was for those before.
+fn take<'a>(
+    hub: &Hub,
+    user: UserId,
+    epoch: Uuid,
+    events: impl Iterator<Item = &'a Stored>,
+    config: &ReplayConfig,
+    fetched: &mut Fetched,
+) -> Result<bool, ReplayFault> {
+    let mut firsts = Vec::new();
+    for stored in events.filter(|stored| stored.headers.epoch == epoch) {
+        match fetched.positions.admit(stored.headers.shard, stored.headers.position) {
+            Admission::New => {}
+            Admission::Copy => continue,
+            Admission::Jump { .. } => return Err(ReplayFault::Lost),
+        }
+        // Nobody knows whom an event that cannot be read concerned.
+        firsts.push(Arc::clone(stored.entry.as_ref().ok_or(ReplayFault::Lost)?));
     }
-    let mut next = highest;
-    let mut firsts: Vec<bool> = all
-        .iter()
-        .rev()
-        .map(|stored| {
-            let Headers { shard, position, .. } = stored.headers;
-            match next.get_mut(&shard) {
-                Some(expected) if ours(stored) && *expected == position => {
-                    *expected -= 1;
-                    true
-                }
-                _ => false,
-            }
-        })
-        .collect();
-    firsts.reverse();
-    let is_whole = all
-        .iter()
-        .zip(&firsts)
-        .filter(|(stored, _)| ours(stored))
-        .all(|(stored, is_first)| {
-            // Whatever was passed over must have its first copy among those taken.
-            *is_first
-                || next
-                    .get(&stored.headers.shard)
-                    .is_some_and(|below| stored.headers.position > *below)
-        });
-    is_whole.then_some(firsts)
+    let Some((view, visible)) = hub.visible(user, fetched.view, &firsts) else {
+        return Ok(false);
+    };
+    fetched.view = Some(view);
+    for entry in visible {
+        fetched.bytes += entry.frame.len();
+        if fetched.entries.len() >= config.max_events || fetched.bytes > config.max_bytes {
+            return Err(ReplayFault::TooMany);
+        }
+        fetched.entries.push(entry);
+    }
+    Ok(true)
+}
+
+/// Lets each user's readers read one after the other.
+#[derive(Debug, Default)]
+struct Turns {
+    users: Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A reader that reads or waits.
+#[derive(Debug)]
+struct Turn<'a> {
+    turns: &'a Turns,
+    user: UserId,
+    lock: Option<Arc<tokio::sync::Mutex<()>>>,
+}
+
+impl Turns {
+    fn users(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, user: UserId) -> Turn<'_> {
+        let lock = Arc::clone(self.users().entry(user).or_default());
+        Turn {
+            turns: self,
+            user,
+            lock: Some(lock),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Waits until nobody before reads any more.
+    async fn wait(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match &self.lock {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut users = self.turns.users();
+        self.lock = None;
+        if users.get(&self.user).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            users.remove(&self.user);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Route;
+    use crate::hub::LoadEnd;
+    use crate::membership::Loaded;
+    use crate::metrics::Metrics;
+    use fechatter_core::{ChatId, WorkspaceId};
+    use futures::FutureExt;
+    use time::OffsetDateTime;
+
+    const ADA: UserId = UserId(1);
+    const HERS: ChatId = ChatId(10);
+    const OTHERS: ChatId = ChatId(11);
+
+    fn hub() -> Hub {
+        let config = serde_json::from_str(r#"{"database": {"url": "postgres://x"}}"#).expect("a configuration");
+        let hub = Hub::new(&config, Metrics::default());
+        load(&hub, &[HERS]);
+        hub
+    }
+
+    fn load(hub: &Hub, chats: &[ChatId]) {
+        hub.begin_load(&[ADA]);
+        let loaded = Loaded {
+            workspace: WorkspaceId(1),
+            seats: chats.iter().map(|chat| (*chat, 1)).collect(),
+            ended: Vec::new(),
+            at: OffsetDateTime::UNIX_EPOCH,
+        };
+        assert_eq!(hub.finish_load(ADA, loaded), LoadEnd::Ready);
+    }
+
+    fn config(max_events: usize, max_bytes: usize) -> ReplayConfig {
+        ReplayConfig {
+            max_events,
+            max_bytes,
+            ..ReplayConfig::default()
+        }
+    }
+
+    fn event(sequence: u64, chat: ChatId, bytes: usize) -> Arc<Entry> {
+        Arc::new(Entry {
+            sequence,
+            route: Route::Chat(chat),
+            frame: vec![b'x'; bytes].into(),
+            time: OffsetDateTime::UNIX_EPOCH,
+            context: None,
+        })
+    }
 
     fn stored(events: &[(Uuid, i16, i64)]) -> Vec<Stored> {
         events
@@ -253,9 +359,16 @@ mod tests {
             .map(|(&(epoch, shard, position), sequence)| Stored {
                 sequence,
                 headers: Headers { epoch, shard, position },
-                entry: None,
+                entry: Some(event(sequence, HERS, 1)),
             })
             .collect()
+    }
+
+    fn taken(all: &[Stored], epoch: Uuid) -> Result<Vec<u64>, ReplayFault> {
+        let mut fetched = Fetched::default();
+        let is_taken = take(&hub(), ADA, epoch, all.iter(), &ReplayConfig::default(), &mut fetched)?;
+        assert!(is_taken);
+        Ok(fetched.entries.iter().map(|entry| entry.sequence).collect())
     }
 
     #[test]
@@ -271,14 +384,94 @@ mod tests {
             (now, 1, 6),
             (now, 2, 2),
         ]);
-        let expected = vec![true, true, false, true, false, true, false, true];
-        assert_eq!(first_copies(&all, now), Some(expected));
+        assert_eq!(taken(&all, now), Ok(vec![1, 2, 4, 6, 8]));
     }
 
     #[test]
     fn a_hole_is_no_copy() {
         let now = Uuid::now_v7();
-        assert_eq!(first_copies(&stored(&[(now, 1, 5), (now, 1, 7)]), now), None);
-        assert_eq!(first_copies(&[], now), Some(vec![]));
+        assert_eq!(taken(&stored(&[(now, 1, 5), (now, 1, 7)]), now), Err(ReplayFault::Lost));
+        assert_eq!(taken(&[], now), Ok(vec![]));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_is_lost_unless_it_is_a_copy() {
+        let now = Uuid::now_v7();
+        let mut all = stored(&[(now, 1, 5), (now, 1, 6), (now, 1, 5)]);
+        all[2].entry = None;
+        assert_eq!(taken(&all, now), Ok(vec![1, 2]));
+        all[1].entry = None;
+        assert_eq!(taken(&all, now), Err(ReplayFault::Lost));
+    }
+
+    #[test]
+    fn a_reader_holds_what_its_user_may_see_and_no_more_than_a_backlog() {
+        let hub = hub();
+        let block = |number: i64| -> Vec<Stored> {
+            (0..256)
+                .map(|index| {
+                    let position = number * 256 + index;
+                    let sequence = u64::try_from(position).unwrap();
+                    Stored {
+                        sequence,
+                        headers: Headers {
+                            epoch: Uuid::nil(),
+                            shard: 1,
+                            position,
+                        },
+                        // One of a block is hers.
+                        entry: Some(event(sequence, if index == 7 { HERS } else { OTHERS }, 1_000)),
+                    }
+                })
+                .collect()
+        };
+        for (max_events, max_bytes, fitting) in [(20, 1 << 20, 20), (1_000, 10_000, 10)] {
+            let config = config(max_events, max_bytes);
+            let mut fetched = Fetched::default();
+            for number in 0..fitting {
+                let result = take(&hub, ADA, Uuid::nil(), block(number).iter(), &config, &mut fetched);
+                assert_eq!(result, Ok(true));
+                let expected = usize::try_from(number + 1).unwrap();
+                assert_eq!((fetched.entries.len(), fetched.bytes), (expected, expected * 1_000));
+            }
+            let one_more = take(&hub, ADA, Uuid::nil(), block(fitting).iter(), &config, &mut fetched);
+            assert_eq!(one_more, Err(ReplayFault::TooMany));
+        }
+    }
+
+    #[test]
+    fn who_may_see_more_than_when_it_was_read_is_not_given_half_of_it() {
+        let hub = hub();
+        let all = stored(&[(Uuid::nil(), 1, 1), (Uuid::nil(), 1, 2)]);
+        let (first, second) = all.split_at(1);
+        let mut fetched = Fetched::default();
+        let mut take = |part: &[Stored], hub: &Hub| {
+            take(
+                hub,
+                ADA,
+                Uuid::nil(),
+                part.iter(),
+                &ReplayConfig::default(),
+                &mut fetched,
+            )
+        };
+        assert_eq!(take(first, &hub), Ok(true));
+        load(&hub, &[HERS, OTHERS]);
+        assert_eq!(take(second, &hub), Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_users_readers_take_turns_and_leave_nothing_behind() {
+        let turns = Turns::default();
+        {
+            let (one, two, other) = (turns.of(ADA), turns.of(ADA), turns.of(UserId(2)));
+            let reading = one.wait().await;
+            let _other = other.wait().now_or_never().expect("another user does not wait");
+            assert!(two.wait().now_or_never().is_none());
+            drop(reading);
+            drop(one);
+            let _two = two.wait().now_or_never().expect("its turn");
+        }
+        assert!(turns.users().is_empty());
     }
 }

@@ -41,7 +41,11 @@ impl Streams {
                     request.is_loaded = true;
                 }
                 Join::Fetch { epoch, after, upto } => {
-                    match self.replay.fetch(epoch, after, upto, request.fetched.take()).await {
+                    match self
+                        .replay
+                        .fetch(user, epoch, after, upto, request.fetched.take())
+                        .await
+                    {
                         Ok(fetched) => request.fetched = Some(fetched),
                         Err(fault) => request.gap = Some(fault.as_str()),
                     }

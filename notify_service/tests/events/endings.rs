@@ -492,3 +492,42 @@ async fn what_memory_no_longer_holds_is_read_from_the_stream() {
     let gone = start.replace(".0", &format!(".{}", last - 300));
     assert!(expired(&world.follow(&notify, ada, Some(&gone)).await.1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_among_much_of_others_is_whole_and_has_its_bound() {
+    let mut world = World::new().await;
+    let (ada, eve) = (world.workspace("small").await, world.workspace("large").await);
+    let hers = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let others = world.chat(ChatKind::PrivateChannel, &[eve]).await;
+    let notify = world
+        .notify(&[("RING__MAX_EVENTS", "1"), ("REPLAY__MAX_BYTES", "40000")])
+        .await;
+    let (sse, _) = world.follow(&notify, ada, None).await;
+    let start = sse.cursor.clone();
+    let large = "x".repeat(5_000);
+    for seq in 1..=300 {
+        world.send(others, eve, seq, &large).await;
+        if seq % 60 == 0 {
+            world.send(hers, ada, seq / 60, &large).await;
+        }
+    }
+    // All of a user's devices at once.
+    let begin = async |count: usize| {
+        eventually("the last event", async || {
+            let devices = (0..8).map(|_| world.follow(&notify, ada, start.as_deref()));
+            let devices = futures::future::join_all(devices).await;
+            devices
+                .iter()
+                .all(|(_, frames)| frames[0].data == json!({"count": count}) && contents(frames).len() == count)
+        })
+        .await;
+    };
+    begin(5).await;
+    for seq in 6..=10 {
+        world.send(hers, ada, seq, &large).await;
+    }
+    eventually("her own to be too many", async || {
+        world.follow(&notify, ada, start.as_deref()).await.1[0].data == json!({"reason": "too_many"})
+    })
+    .await;
+}
