@@ -2,14 +2,17 @@
 //! to that stream so that its automatic reconnects work.
 //!
 //! They live in a key-value bucket of JetStream, so that any replica can take what another has made; a compare-and-set
-//! by revision makes the first use the only first use. The ticket is stored as a digest only.
+//! by revision makes the first use the only first use. The ticket is stored as a digest only. The server forgets it when
+//! its time is over: one that was not used after those 30 s, one that was with its token.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::header;
 use async_nats::jetstream;
-use async_nats::jetstream::context::KeyValueErrorKind;
-use async_nats::jetstream::kv::{self, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::context::{KeyValueErrorKind, PublishError, PublishErrorKind};
+use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::StorageType;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -30,9 +33,13 @@ use crate::hub::Hub;
 pub const BUCKET: &str = "fechatter_tickets";
 /// Seconds within which a ticket must be used for the first time.
 pub const FIRST_USE_SECONDS: i64 = 30;
-/// Longest life of an entry; a ticket ends with its token, which lives for minutes.
-const KEPT: Duration = Duration::from_hours(2);
-/// Memory and disk of the bucket; the server reserves it.
+/// Longest life of an entry, whatever it says itself: the longest that an access token can be made to live.
+const KEPT: Duration = Duration::from_hours(1);
+/// How long the server remembers that an entry has left, which nobody asks for; its shortest.
+const MARKED: Duration = Duration::from_secs(1);
+/// Disk of the bucket; the server reserves it and takes no more tickets when it is full. An entry takes less than 400
+/// bytes, so that is 160,000 streams that were begun with a ticket and whose tokens live; the unused ones leave too soon
+/// to count.
 const BUCKET_BYTES: i64 = 64 << 20;
 /// Random bytes of a ticket.
 const TICKET_BYTES: usize = 32;
@@ -113,12 +120,13 @@ impl Tickets {
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(&error))?;
         let key = key(&digest(&ticket));
         let store = self.store().await?;
-        let created = tokio::time::timeout(TIMEOUT, store.create(&key, value.clone().into())).await;
+        let ttl = lifetime(stored.expires.min(stored.made + FIRST_USE_SECONDS), stored.made);
+        let created = tokio::time::timeout(TIMEOUT, store.create_with_ttl(&key, value.clone().into(), ttl)).await;
         if !matches!(created, Ok(Ok(_))) {
             // The bucket may have been lost with its disk: look for it again, once.
             self.store.lock().await.take();
             let store = self.store().await?;
-            tokio::time::timeout(TIMEOUT, store.create(&key, value.into()))
+            tokio::time::timeout(TIMEOUT, store.create_with_ttl(&key, value.into(), ttl))
                 .await
                 .map_err(|error| away(&error))?
                 .map_err(|error| away(&error))?;
@@ -174,10 +182,11 @@ impl Tickets {
             }
             stored.is_bound = true;
             let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(&error))?;
-            match tokio::time::timeout(TIMEOUT, store.update(&key, value.into(), entry.revision)).await {
+            let bound = self.bind(&store, &key, value, entry.revision, lifetime(stored.expires, now));
+            match tokio::time::timeout(TIMEOUT, bound).await {
                 Ok(Ok(_)) => {}
-                // Somebody else was quicker: theirs was the first use.
-                Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => return Err(invalid()),
+                // Somebody else was quicker, theirs was the first use; or it has just left.
+                Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => return Err(invalid()),
                 Ok(Err(error)) => return Err(away(&error)),
                 Err(error) => return Err(away(&error)),
             }
@@ -189,6 +198,25 @@ impl Tickets {
             expires: stored.expires,
             digest,
         })
+    }
+
+    /// Replaces an entry that is as it was, as [`Store::update`] does, which takes no lifetime.
+    async fn bind(
+        &self,
+        store: &Store,
+        key: &str,
+        value: Vec<u8>,
+        revision: u64,
+        ttl: Duration,
+    ) -> Result<PublishAck, PublishError> {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+        headers.insert(header::NATS_MESSAGE_TTL, ttl.as_secs().to_string());
+        let subject = format!("{}{key}", store.prefix);
+        self.context
+            .publish_with_headers(subject, headers, value.into())
+            .await?
+            .await
     }
 
     /// The bucket, made when it is not there.
@@ -205,12 +233,7 @@ impl Tickets {
     }
 
     async fn find_or_make(&self) -> ApiResult<Store> {
-        match self.context.get_key_value(BUCKET).await {
-            Ok(store) => return Ok(store),
-            Err(error) if error.kind() == KeyValueErrorKind::GetBucket => {}
-            Err(error) => return Err(away(&error)),
-        }
-        let made = self.context.create_key_value(kv::Config {
+        let wanted = kv::Config {
             bucket: BUCKET.to_owned(),
             description: "Tickets of event streams, by digest".to_owned(),
             history: 1,
@@ -219,14 +242,36 @@ impl Tickets {
             max_value_size: 1_024,
             storage: StorageType::File,
             num_replicas: self.replicas,
+            limit_markers: Some(MARKED),
             ..kv::Config::default()
-        });
-        match made.await {
+        };
+        match self.context.get_key_value(BUCKET).await {
+            Ok(store) => {
+                let found = &store.stream.cached_info().config;
+                if found.allow_message_ttl && found.max_age == KEPT && found.max_bytes == BUCKET_BYTES {
+                    return Ok(store);
+                }
+                // Made by an earlier version.
+                return self
+                    .context
+                    .update_key_value(wanted)
+                    .await
+                    .map_err(|error| away(&error));
+            }
+            Err(error) if error.kind() == KeyValueErrorKind::GetBucket => {}
+            Err(error) => return Err(away(&error)),
+        }
+        match self.context.create_key_value(wanted).await {
             Ok(store) => Ok(store),
             // Another replica was quicker.
             Err(_) => self.context.get_key_value(BUCKET).await.map_err(|error| away(&error)),
         }
     }
+}
+
+/// How long the server is to keep an entry until `end`; it counts in whole seconds.
+fn lifetime(end: i64, now: i64) -> Duration {
+    Duration::from_secs(u64::try_from(end - now).unwrap_or(0).max(1))
 }
 
 fn digest(ticket: &str) -> [u8; 32] {

@@ -1,9 +1,13 @@
 //! Tickets: one use, then bound to their stream.
 
+use std::time::Duration;
+
+use async_nats::jetstream::kv;
+use notify_service::services::tickets::BUCKET;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::world::{Notify, Sse, User, World};
+use crate::world::{Notify, Sse, User, World, eventually};
 
 async fn ticket(world: &World, notify: &Notify, token: &str) -> String {
     let answer = world
@@ -96,7 +100,7 @@ async fn forged_and_expired_tickets_are_refused() {
         ("reauth", &Value::from("token_expires"))
     );
     let cursor = sse.cursor.clone();
-    crate::world::eventually("the token to expire", async || {
+    eventually("the token to expire", async || {
         open(&world, &notify, &used, cursor.as_deref()).await.status == 401
             && open(&world, &notify, &unused, None).await.status == 401
     })
@@ -104,4 +108,59 @@ async fn forged_and_expired_tickets_are_refused() {
     // Without anything, and with nonsense for a token.
     assert_eq!(Sse::of(world.http.get(notify.url("/events"))).await.status, 401);
     assert_eq!(world.open_as(&notify, "nonsense", None).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_leave_the_bucket_when_their_time_is_over() {
+    let (world, ada) = world_of_one("tickets-leave").await;
+    let context = world.jetstream().await;
+    // As an earlier version made it.
+    context
+        .create_key_value(kv::Config {
+            bucket: BUCKET.to_owned(),
+            history: 1,
+            max_age: Duration::from_hours(2),
+            max_bytes: 64 << 20,
+            ..kv::Config::default()
+        })
+        .await
+        .expect("the bucket");
+    let notify = world.notify(&[]).await;
+    let mut stream = context.get_stream(format!("KV_{BUCKET}")).await.expect("the bucket");
+    let long = world.token(ada);
+    for _ in 0..50 {
+        ticket(&world, &notify, &long).await;
+    }
+    let state = stream.info().await.expect("an answer").state.clone();
+    assert_eq!(state.messages, 50);
+    assert!(state.bytes / state.messages < 400, "{state:?}");
+    let ttl = async |sequence: u64| {
+        let message = stream.direct_get(sequence).await.expect("the entry");
+        let ttl = message.headers.get("Nats-TTL").expect("a lifetime");
+        ttl.as_str().parse::<i64>().expect("a number")
+    };
+    assert_eq!(ttl(state.last_sequence).await, 30);
+    // Used, it lives as long as its token.
+    let used = ticket(&world, &notify, &long).await;
+    let mut sse = open(&world, &notify, &used, None).await;
+    assert_eq!((sse.status, sse.next().await.unwrap().event.as_str()), (200, "ready"));
+    let lives = ttl(state.last_sequence + 2).await;
+    assert!((880..=900).contains(&lives), "{lives}");
+    let config = stream.get_info().await.expect("an answer").config;
+    assert_eq!(config.max_age, Duration::from_hours(1));
+
+    // Unused, and used, of a token that ends in a moment: nothing of them stays.
+    stream.purge().await.expect("a purge");
+    let short = world.token_of(ada, Uuid::now_v7(), 5);
+    let (used, _unused) = (
+        ticket(&world, &notify, &short).await,
+        ticket(&world, &notify, &short).await,
+    );
+    assert_eq!(open(&world, &notify, &used, None).await.status, 200);
+    eventually("the bucket to be empty", async || {
+        stream.get_info().await.expect("an answer").state.messages == 0
+    })
+    .await;
+    let last = stream.get_info().await.expect("an answer").state.last_sequence;
+    assert!(last > state.last_sequence + 2, "they were there");
 }

@@ -97,7 +97,7 @@ impl World {
         let jwks =
             json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "k1", "x": x}]});
         let mut world = Self {
-            publisher: Publisher::new(connect(&nats).await),
+            publisher: Publisher::new(connect(nats.url(), "chat").await),
             pool,
             database,
             nats: Mutex::new(nats),
@@ -186,6 +186,12 @@ impl World {
         .await;
     }
 
+    /// JetStream as notify_service sees it.
+    pub async fn jetstream(&self) -> jetstream::Context {
+        let url = self.nats().url();
+        connect(url, "notify").await
+    }
+
     /// `/health` of a process.
     pub async fn health(&self, notify: &Notify) -> Value {
         let answer = self.http.get(notify.url("/health")).send().await.expect("an answer");
@@ -200,15 +206,15 @@ impl World {
     }
 }
 
-/// Connects as chat_service.
-async fn connect(nats: &dev::nats::Server) -> jetstream::Context {
+/// Connects as one of the services.
+async fn connect(url: String, user: &'static str) -> jetstream::Context {
     let config = service_runtime::config::Nats {
-        url: nats.url(),
-        user: Some("chat".to_owned()),
-        password: Some("chat-password".into()),
+        url,
+        user: Some(user.to_owned()),
+        password: Some(format!("{user}-password").into()),
         stream_replicas: 1,
     };
-    jetstream::new(service_runtime::nats::connect(&config, "chat").await.expect("NATS"))
+    jetstream::new(service_runtime::nats::connect(&config, user).await.expect("NATS"))
 }
 
 async fn serve_jwks(document: Value) -> String {
