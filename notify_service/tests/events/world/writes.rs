@@ -36,6 +36,8 @@ pub struct Publisher {
     pub context: jetstream::Context,
     pub epoch: Uuid,
     pub positions: HashMap<i16, i64>,
+    /// What [`publish`](Self::publish) has sent: type, scope, event, position.
+    sent: Vec<(EventType, i64, Event<Value>, i64)>,
 }
 
 impl Publisher {
@@ -44,6 +46,7 @@ impl Publisher {
             context,
             epoch: Uuid::nil(),
             positions: HashMap::new(),
+            sent: Vec::new(),
         }
     }
 
@@ -65,7 +68,16 @@ impl Publisher {
             OffsetDateTime::now_utc(),
             data,
         );
-        self.put(event_type, scope, &event, position).await
+        let sequence = self.put(event_type, scope, &event, position).await;
+        self.sent.push((event_type, scope, event, position));
+        sequence
+    }
+
+    /// Publishes all events again, as they were, in the history of now.
+    pub async fn publish_again(&self) {
+        for (event_type, scope, event, position) in &self.sent {
+            self.put(*event_type, *scope, event, *position).await;
+        }
     }
 
     /// Publishes an event at this position, again if the answer does not come.
