@@ -25,6 +25,8 @@ use crate::state::AppState;
             content_type = "application/problem+json", body = fechatter_core::problem::Problem),
         (status = 404, description = "No such chat for the caller", content_type = "application/problem+json",
             body = fechatter_core::problem::Problem),
+        (status = 503, description = "Not now; see Retry-After", content_type = "application/problem+json",
+            body = fechatter_core::problem::Problem),
     ),
     security(("bearer" = [])),
 )]

@@ -65,7 +65,14 @@ impl Typing {
         }
         let standing = repositories::membership::standing(&self.pool, user, workspace, chat)
             .await
-            .map_err(|error| ApiError::internal(&error))?;
+            .map_err(|error| {
+                if migrations::is_away(&error) {
+                    tracing::error!(%error, "database away");
+                    ApiError::unavailable("Your chats could not be looked up; try again soon.", 2)
+                } else {
+                    ApiError::internal(&error)
+                }
+            })?;
         match standing {
             Some(standing) if standing.is_member => Ok(()),
             Some(standing) if standing.is_public => Err(ApiError::new(

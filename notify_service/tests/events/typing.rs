@@ -47,3 +47,26 @@ async fn typing_reaches_the_other_members_on_every_process() {
         assert_eq!(sse.within(Duration::from_millis(200)).await, None);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_database_who_is_known_types_and_others_are_told_to_come_again() {
+    let world = World::new().await;
+    let ada = world.workspace("typing-away").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let notify = world.notify(&[]).await;
+    let (_of_ada, _) = world.follow(&notify, ada, None).await;
+    world.close_database().await;
+    assert_eq!(tell(&world, &notify, ada, chat.id).await, 204);
+    let answer = world
+        .http
+        .post(notify.url(&format!("/api/chat/{}/typing", chat.id)))
+        .bearer_auth(world.token(bob))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "2");
+    let problem: serde_json::Value = answer.json().await.expect("a problem");
+    assert_eq!(problem["code"], "unavailable");
+}

@@ -186,6 +186,23 @@ impl World {
         .await;
     }
 
+    /// Cuts everybody off the database.
+    pub async fn close_database(&self) {
+        let name: String = sqlx::query_scalar("SELECT current_database()")
+            .fetch_one(&self.pool)
+            .await
+            .expect("a name");
+        dev::postgres::Server::shared()
+            .psql(
+                "postgres",
+                &format!(
+                    "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
+                     SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+                ),
+            )
+            .expect("the end of the connections");
+    }
+
     /// JetStream as notify_service sees it.
     pub async fn jetstream(&self) -> jetstream::Context {
         let url = self.nats().url();
