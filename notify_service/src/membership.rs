@@ -82,10 +82,6 @@ pub enum Effect {
         chat: ChatId,
         user: UserId,
     },
-    /// The chat is over.
-    Ended {
-        chat: ChatId,
-    },
 }
 
 /// See the module.
@@ -174,11 +170,6 @@ impl Membership {
     /// The known users of a workspace.
     pub fn colleagues(&self, workspace: WorkspaceId) -> impl Iterator<Item = UserId> {
         self.workspaces.get(&workspace).into_iter().flatten().copied()
-    }
-
-    /// Everybody known.
-    pub fn users(&self) -> impl Iterator<Item = UserId> {
-        self.users.keys().copied()
     }
 
     /// Number of users known.

@@ -68,11 +68,6 @@ impl Positions {
         self.newest = self.newest.max(earlier.newest);
         self
     }
-
-    /// The position that follows in each shard, where it is known.
-    pub fn next(&self) -> [Option<i64>; SHARDS as usize] {
-        self.highest.map(|highest| highest.map(|position| position + 1))
-    }
 }
 
 fn index(shard: i16) -> Option<usize> {
