@@ -1,7 +1,7 @@
 //! One stretch of consuming, from looking at the stream to whatever ends it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
 use async_nats::jetstream;
@@ -9,9 +9,8 @@ use async_nats::jetstream::consumer::{DeliverPolicy, push};
 use async_nats::jetstream::stream::Stream;
 use fechatter_core::events::{STREAM, UnreadableEvent};
 use futures::StreamExt;
+use observability::messaging::{self, Operation};
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{Link, Span, SpanKind, TraceContextExt, Tracer};
-use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
@@ -237,7 +236,8 @@ impl<'a> Session<'a> {
         let progress = self.progress()?;
         progress.positions.saw(entry.time);
         if progress.before.covers(place.shard, place.position, entry.time) {
-            // The stream was rebuilt: this came before. Whoever reads it back later is spared it too.
+            // The stream was rebuilt: this came before. Streams and memory are spared it; whoever reads the stream back
+            // gets it again, as a new history may bring events again.
             self.owner.hub.metrics().dropped("seen_before");
             self.owner.hub.skip(at.sequence);
             return Ok(());
@@ -247,7 +247,7 @@ impl<'a> Session<'a> {
     }
 
     async fn publish(&mut self, entry: Entry) {
-        let started = OffsetDateTime::now_utc();
+        let started = SystemTime::now();
         let hub = &self.owner.hub;
         let entry = Arc::new(entry);
         let mut verdict = None;
@@ -266,8 +266,12 @@ impl<'a> Session<'a> {
                 hub.doubt(&users);
             }
         };
-        if let Some(context) = entry.context.clone() {
-            record_delivery(context, entry.sequence, receivers, started);
+        if let Some(context) = &entry.context {
+            let attributes = [
+                KeyValue::new("messaging.message.id", entry.sequence.to_string()),
+                KeyValue::new("notify.receivers", i64::try_from(receivers).unwrap_or(i64::MAX)),
+            ];
+            messaging::record("notify_service", Operation::Deliver, context, started, attributes, None);
         }
     }
 
@@ -317,31 +321,4 @@ impl<'a> Session<'a> {
             tracing::info!(sequence = progress.sequence, "caught up with the stream");
         }
     }
-}
-
-/// One short span for putting an event into its receivers' streams, in the trace of the request that caused it and
-/// linked to it. Contexts that nobody records make none.
-fn record_delivery(
-    context: opentelemetry::trace::SpanContext,
-    sequence: u64,
-    receivers: usize,
-    started: OffsetDateTime,
-) {
-    let tracer = opentelemetry::global::tracer("notify_service");
-    let parent = opentelemetry::Context::new().with_remote_span_context(context.clone());
-    let mut span = tracer
-        .span_builder(format!("deliver {STREAM}"))
-        .with_kind(SpanKind::Consumer)
-        .with_start_time(std::time::SystemTime::from(started))
-        .with_links(vec![Link::with_context(context)])
-        .with_attributes([
-            KeyValue::new("messaging.system", "nats"),
-            KeyValue::new("messaging.operation.name", "deliver"),
-            KeyValue::new("messaging.operation.type", "process"),
-            KeyValue::new("messaging.destination.name", STREAM),
-            KeyValue::new("messaging.message.id", sequence.to_string()),
-            KeyValue::new("notify.receivers", i64::try_from(receivers).unwrap_or(i64::MAX)),
-        ])
-        .start_with_context(&tracer, &parent);
-    span.end();
 }
