@@ -180,6 +180,23 @@ pub fn decode(at: Cursor, headers: &async_nats::HeaderMap, body: &[u8]) -> Resul
     })
 }
 
+/// Whether an event of ours that cannot be read may have changed who is in which chat, by its subject. A type that is
+/// not known may.
+pub fn may_move_members(subject: &str) -> bool {
+    let event_type = subject.splitn(5, '.').nth(4).and_then(|name| name.parse().ok());
+    !matches!(
+        event_type,
+        Some(
+            EventType::MessageCreated
+                | EventType::MessageUpdated
+                | EventType::MessageDeleted
+                | EventType::ChatUpdated
+                | EventType::ReadUpdated
+                | EventType::SessionRevoked
+        )
+    )
+}
+
 fn route(event_type: EventType, event: &Event) -> Result<Route, UnreadableEvent> {
     Ok(match event_type {
         EventType::MessageCreated | EventType::MessageUpdated | EventType::MessageDeleted => {
@@ -316,6 +333,22 @@ mod tests {
         assert_eq!(lines[1], "event: message.created");
         let data: MessageEvent = serde_json::from_str(lines[2].strip_prefix("data: ").unwrap()).unwrap();
         assert_eq!(data.message.content.as_deref(), Some("two\nlines"));
+    }
+
+    #[test]
+    fn the_subject_tells_whether_members_may_have_moved() {
+        for (event_type, may) in [
+            (EventType::MessageCreated, false),
+            (EventType::ReadUpdated, false),
+            (EventType::MemberRemoved, true),
+            (EventType::ChatDeleted, true),
+            (EventType::UserUpdated, true),
+        ] {
+            let subject = event_type.subject(WorkspaceId(7), 12);
+            assert_eq!(may_move_members(&subject), may, "{subject}");
+        }
+        assert!(may_move_members("fechatter.7.chat.12.member.promoted"));
+        assert!(may_move_members("fechatter.7"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fechatter_core::{ChatId, UserId};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -39,6 +40,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Hub {
     core: Mutex<Core>,
+    /// Users are to be loaded again.
+    doubted: Notify,
     replay: ReplayConfig,
     stream: StreamConfig,
     metrics: Metrics,
@@ -65,6 +68,8 @@ struct Core {
     told_lost: Option<Instant>,
     /// They are to be told again, and get nothing until then.
     owes_gap: bool,
+    /// Some of what was lost may have changed who is in which chat.
+    has_lost_changes: bool,
     is_caught_up: bool,
     /// Nothing is known to have happened that has not been processed.
     is_current: bool,
@@ -89,6 +94,7 @@ impl Hub {
                 floor: 0,
                 told_lost: None,
                 owes_gap: false,
+                has_lost_changes: false,
                 is_caught_up: false,
                 is_current: false,
                 is_draining: false,
@@ -100,6 +106,7 @@ impl Hub {
                 away: HashMap::new(),
                 revoked: HashMap::new(),
             }),
+            doubted: Notify::new(),
             replay: config.replay.clone(),
             stream: config.stream.clone(),
             metrics,
@@ -143,6 +150,7 @@ impl Hub {
         }
         if !is_first {
             core.gap_for_all("history_changed", &self.metrics);
+            self.doubt_members(&mut core);
         }
     }
 
@@ -150,19 +158,23 @@ impl Hub {
     pub fn lost_events(&self, next: u64) {
         let mut core = self.core();
         core.lose(next.saturating_sub(1));
-        core.tell_lost(&self.metrics);
+        core.has_lost_changes = true;
+        self.tell_lost(&mut core);
     }
 
     /// An event of ours that this build cannot read: nobody knows whom it concerned, so everybody reloads. There may be
     /// many of them while replicas of two versions run, so streams are told once in [`TOLD_EVERY`]; in between they get
     /// nothing, and above all no cursor behind an event that they have not been told of.
-    pub fn unreadable_event(&self, sequence: u64) {
+    ///
+    /// One that may have changed who is in which chat has everybody known loaded again.
+    pub fn unreadable_event(&self, sequence: u64, may_move_members: bool) {
         let mut core = self.core();
         core.lose(sequence);
+        core.has_lost_changes |= may_move_members;
         if core.streams > 0 && core.told_lost.is_some_and(|told| told.elapsed() < TOLD_EVERY) {
             core.owes_gap = true;
         } else {
-            core.tell_lost(&self.metrics);
+            self.tell_lost(&mut core);
         }
     }
 
@@ -170,8 +182,33 @@ impl Hub {
     pub fn tell_owed_gap(&self) {
         let mut core = self.core();
         if core.owes_gap && core.told_lost.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
-            core.tell_lost(&self.metrics);
+            self.tell_lost(&mut core);
         }
+    }
+
+    fn tell_lost(&self, core: &mut Core) {
+        core.gap_for_all("events_lost", &self.metrics);
+        core.told_lost = Some(Instant::now());
+        core.owes_gap = false;
+        self.doubt_members(core);
+    }
+
+    /// Has everybody known loaded again when changes of members may have been lost.
+    fn doubt_members(&self, core: &mut Core) {
+        if std::mem::take(&mut core.has_lost_changes) {
+            let away: Vec<UserId> = core.away.keys().copied().collect();
+            for user in away {
+                core.forget(user);
+            }
+            core.membership.doubt_all();
+            self.doubted.notify_one();
+        }
+    }
+
+    /// Waits until known users are to be loaded again, and says who they are.
+    pub async fn doubtful(&self) -> Vec<UserId> {
+        self.doubted.notified().await;
+        self.core().membership.doubtful().collect()
     }
 
     /// All that was in the stream when this process looked has been processed.
@@ -328,6 +365,8 @@ impl Hub {
             core.connections.remove(&user);
             if core.membership.knows(user) {
                 core.away.insert(user, Instant::now());
+            } else {
+                core.forget(user);
             }
         }
     }
@@ -379,12 +418,6 @@ impl Core {
         self.position = sequence;
         self.ring.reset(sequence);
         self.floor = sequence;
-    }
-
-    fn tell_lost(&mut self, metrics: &Metrics) {
-        self.gap_for_all("events_lost", metrics);
-        self.told_lost = Some(Instant::now());
-        self.owes_gap = false;
     }
 
     fn gap_for_all(&self, reason: &'static str, metrics: &Metrics) {

@@ -163,12 +163,12 @@ async fn unreadable_events_are_told_of_at_a_bounded_rate_and_no_cursor_passes_on
     let is_gap =
         |frames: &[String]| frames.len() == 1 && frames[0].contains("event: gap") && frames[0].contains("lost");
 
-    hub.unreadable_event(1);
+    hub.unreadable_event(1, false);
     assert!(is_gap(&frames(&ada)));
     assert_eq!(hub.publish(&message(2), None), Published::To(1));
     assert_eq!(frames(&ada).len(), 1);
     for sequence in 3..100 {
-        hub.unreadable_event(sequence);
+        hub.unreadable_event(sequence, false);
     }
     assert_eq!(hub.publish(&message(100), None), Published::To(0));
     hub.tell_owed_gap();
@@ -264,4 +264,37 @@ fn what_was_read_back_is_read_again_for_who_may_see_more_by_now() {
             }
         )
     ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_loss_that_may_have_moved_members_everybody_is_loaded_again() {
+    let hub = hub();
+    for user in [ADA, BOB] {
+        load(&hub, user, &[(CHAT, 1)], 100);
+    }
+    let (ada, _) = joined(&hub, ADA, Requested::Start);
+    frames(&ada);
+    hub.unreadable_event(1, false);
+    assert_eq!(hub.is_member(ADA, CHAT), Some(true), "it moved nobody");
+    // In time to be told together with others.
+    hub.unreadable_event(2, true);
+    hub.unreadable_event(3, false);
+    assert_eq!(hub.publish(&entry(4, Route::Chat(CHAT), 101), None), Published::To(0));
+    hub.begin_load(&[BOB]);
+    tokio::time::advance(TOLD_EVERY).await;
+    hub.tell_owed_gap();
+    assert_eq!(hub.doubtful().await, [ADA], "Bob has no stream and is forgotten");
+    assert_eq!(hub.finish_load(BOB, loaded(&[(CHAT, 1)], 101)), LoadEnd::Again);
+    for user in [ADA, BOB] {
+        assert_eq!((hub.is_member(user, CHAT), hub.is_known_now(user)), (None, false));
+        assert!(matches!(join(&hub, user, Requested::Start), Join::NotLoaded));
+    }
+    load(&hub, ADA, &[], 102);
+    frames(&ada);
+    assert_eq!(hub.publish(&entry(5, Route::Chat(CHAT), 103), None), Published::To(0));
+    assert_eq!(hub.is_member(ADA, CHAT), Some(false));
+    // Who leaves while in doubt is not remembered.
+    hub.lost_events(7);
+    hub.leave(&ada);
+    assert!(hub.core().membership.is_empty());
 }

@@ -61,6 +61,8 @@ struct Record {
     verified: OffsetDateTime,
     /// Grows when the user may see more than before.
     widened: u64,
+    /// Changes may be missing.
+    is_doubtful: bool,
 }
 
 /// Most changes kept while a load is under way; more make it begin again.
@@ -96,9 +98,25 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Whether the user's chats are known.
+    /// Whether the user's chats are known and not in doubt.
     pub fn knows(&self, user: UserId) -> bool {
-        self.users.contains_key(&user)
+        self.users.get(&user).is_some_and(|record| !record.is_doubtful)
+    }
+
+    /// Changes may have been lost: everybody must be loaded again, and who is being loaded too.
+    pub fn doubt_all(&mut self) {
+        for record in self.users.values_mut() {
+            record.is_doubtful = true;
+        }
+        for log in self.loading.values_mut() {
+            log.is_overfull = true;
+        }
+    }
+
+    /// Those whose chats are in doubt.
+    pub fn doubtful(&self) -> impl Iterator<Item = UserId> {
+        let users = self.users.iter().filter(|(_, record)| record.is_doubtful);
+        users.map(|(user, _)| *user)
     }
 
     /// Begins a load, or begins it again: call it before asking the database.
@@ -122,6 +140,7 @@ impl Membership {
             ended: loaded.ended.into_iter().collect(),
             verified: loaded.at,
             widened: 0,
+            is_doubtful: false,
         };
         if log.is_overfull || !log.changes.iter().all(|(change, time)| record.replay(change, *time)) {
             return LoadEnd::Again;

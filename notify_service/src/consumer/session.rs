@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::history::{ordered, settle_history};
 use super::{Consumer, Ended, Progress, epoch_of, fault};
 use crate::cursor::Cursor;
-use crate::event::{Entry, Headers, decode};
+use crate::event::{Entry, Headers, decode, may_move_members};
 use crate::hub::Published;
 use crate::positions::Admission;
 use crate::repositories;
@@ -229,7 +229,9 @@ impl<'a> Session<'a> {
             Ok(entry) => entry,
             Err(error) => {
                 self.bury(at, message, &error);
-                self.owner.hub.unreadable_event(at.sequence);
+                self.owner
+                    .hub
+                    .unreadable_event(at.sequence, may_move_members(&message.subject));
                 return Ok(());
             }
         };

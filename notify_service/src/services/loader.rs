@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fechatter_core::UserId;
+use futures::future::join_all;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -44,16 +45,37 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts the loading task; it ends with `shutdown`.
+    /// Starts the loading task and the one that has doubtful users loaded again; they end with `shutdown`.
     pub fn spawn(hub: Arc<Hub>, pool: PgPool, shutdown: CancellationToken) -> Self {
         let (requests, mut waiting) = mpsc::channel(WAITING_MAX);
+        let loader = Self { requests };
+        tokio::spawn(loader.clone().reload(Arc::clone(&hub), shutdown.clone()));
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while let Some(1..) = shutdown.run_until_cancelled(waiting.recv_many(&mut batch, BATCH)).await {
                 serve(&hub, &pool, std::mem::take(&mut batch)).await;
             }
         });
-        Self { requests }
+        loader
+    }
+
+    /// Loads users again whose chats are in doubt; the streams of those who cannot be loaded end.
+    async fn reload(self, hub: Arc<Hub>, shutdown: CancellationToken) {
+        while let Some(users) = shutdown.run_until_cancelled(hub.doubtful()).await {
+            for users in users.chunks(BATCH) {
+                let results = join_all(users.iter().map(|user| self.load(*user))).await;
+                let failed: Vec<UserId> = users
+                    .iter()
+                    .zip(results)
+                    .filter(|(_, result)| result.is_err())
+                    .map(|(user, _)| *user)
+                    .collect();
+                if !failed.is_empty() {
+                    tracing::warn!(users = failed.len(), "cannot load users again; their streams end");
+                    hub.doubt(&failed);
+                }
+            }
+        }
     }
 
     /// Makes sure that the user's chats are known.
@@ -116,7 +138,7 @@ async fn attempt(hub: &Hub, pool: &PgPool, waiting: &mut Waiting) -> bool {
             return false;
         }
     };
-    hub.metrics().loaded(users.len());
+    let count = users.len();
     for user in users {
         match loaded.remove(&user) {
             None => {
@@ -130,5 +152,6 @@ async fn attempt(hub: &Hub, pool: &PgPool, waiting: &mut Waiting) -> bool {
             }
         }
     }
+    hub.metrics().loaded(count);
     true
 }

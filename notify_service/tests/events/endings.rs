@@ -376,6 +376,38 @@ async fn missing_events_are_noticed_and_copies_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_by_an_event_that_was_lost_gets_nothing_more_of_the_chat() {
+    let mut world = World::new().await;
+    let ada = world.workspace("lost-removal").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let other = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    let notify = world.notify(&[]).await;
+    let (mut sse, _) = world.follow(&notify, bob, None).await;
+    world.send(chat, ada, 1, "he is a member").await;
+    assert_eq!(contents(&[sse.next().await.unwrap()]), ["he is a member"]);
+    // As a later version writes it.
+    world.change_member(chat, bob, false).await;
+    let unreadable = json!({"who": bob.id});
+    world
+        .publisher
+        .publish(EventType::MemberRemoved, chat.workspace, chat.id, unreadable)
+        .await;
+    assert_eq!(sse.next().await.unwrap().data, json!({"reason": "events_lost"}));
+    eventually("his chats to be loaded again", async || {
+        let metrics = world.metrics(&notify).await;
+        let mut loads = metrics
+            .lines()
+            .filter(|line| line.starts_with("notify_membership_loads_total"));
+        loads.any(|line| line.ends_with(" 2"))
+    })
+    .await;
+    world.send(chat, ada, 2, "he is not a member").await;
+    world.send(other, ada, 1, "the end").await;
+    assert_eq!(contents(&[sse.next().await.unwrap()]), ["the end"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_move_the_cursor_and_a_stopping_process_closes_its_streams() {
     let mut world = World::new().await;
     let ada = world.workspace("beats").await;
