@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{Context, ErrorCode, stream};
 use fechatter_core::events::{HEADER_EPOCH, HEADER_POSITION, HEADER_SHARD, METADATA_EPOCH, STREAM, SUBJECTS};
@@ -48,7 +48,7 @@ pub(super) fn check_server(client: &async_nats::Client) -> Result<(), StreamFaul
     }
 }
 
-/// The stream as it should be. Its epoch is new; a stream that exists keeps its own.
+/// The stream as it should be, but for its epoch: [`open`] gives a new one to each stream that it makes.
 pub(super) fn config(config: &Config, replicas: usize) -> stream::Config {
     stream::Config {
         name: STREAM.to_owned(),
@@ -63,16 +63,26 @@ pub(super) fn config(config: &Config, replicas: usize) -> stream::Config {
         duplicate_window: Duration::from_secs(config.duplicate_window_seconds),
         allow_direct: true,
         allow_atomic_publish: true,
-        metadata: HashMap::from([(METADATA_EPOCH.to_owned(), Uuid::new_v4().to_string())]),
         ..stream::Config::default()
     }
+}
+
+/// Creates the stream with an epoch that no stream had before: cursors of a lost one must not seem to go on in this one.
+async fn create(context: &Context, wanted: &stream::Config) -> Result<Stream, CreateStreamError> {
+    let epoch = Uuid::new_v4().to_string();
+    context
+        .create_stream(stream::Config {
+            metadata: HashMap::from([(METADATA_EPOCH.to_owned(), epoch)]),
+            ..wanted.clone()
+        })
+        .await
 }
 
 /// Opens the stream or creates it; `configure` also brings what may change of an existing one in line.
 pub(super) async fn open(context: &Context, wanted: &stream::Config, configure: bool) -> Result<Stream, StreamFault> {
     let stream = match context.get_stream(STREAM).await {
         Ok(stream) => stream,
-        Err(error) if is_not_found(&error.kind()) => match context.create_stream(wanted).await {
+        Err(error) if is_not_found(&error.kind()) => match create(context, wanted).await {
             Ok(stream) => return Ok(stream),
             // Another process was quicker: its epoch counts.
             Err(error) if is_taken(&error.kind()) => context.get_stream(STREAM).await.map_err(cannot("open"))?,
@@ -177,4 +187,37 @@ pub(super) async fn begin_epoch(context: &Context, stream: &Stream) -> Result<Uu
             .map_err(cannot("purge"))?;
     }
     Ok(epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_is_made_again_has_another_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = dev::nats::Server::start(dev::nats::Options {
+            data: folder.path().join("data"),
+            port: dev::ports::free().unwrap(),
+            log: folder.path().join("nats.log"),
+            users: vec![("chat".to_owned(), "chat-password".to_owned())],
+            sync_always: false,
+        })
+        .unwrap();
+        let client = async_nats::ConnectOptions::with_user_and_password("chat".into(), "chat-password".into())
+            .custom_inbox_prefix("_INBOX_chat")
+            .connect(server.url())
+            .await
+            .unwrap();
+        let context = async_nats::jetstream::new(client);
+        // One examination looks twice with one configuration, and the stream may be lost in between.
+        let wanted = config(&Config::default(), 1);
+        let first = open(&context, &wanted, true).await.unwrap();
+        let again = open(&context, &wanted, true).await.unwrap();
+        assert_eq!(epoch_of(first.cached_info()), epoch_of(again.cached_info()));
+        context.delete_stream(STREAM).await.unwrap();
+        let second = open(&context, &wanted, false).await.unwrap();
+        assert!(epoch_of(second.cached_info()).is_some());
+        assert_ne!(epoch_of(first.cached_info()), epoch_of(second.cached_info()));
+    }
 }
