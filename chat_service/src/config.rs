@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use fechatter_core::config::{Faults, Validate};
+use fechatter_core::token::ACCESS_SECONDS_MAX;
 use observability::LogConfig;
 use serde::Deserialize;
 use service_runtime::config::{Database, Nats, validate_serving};
@@ -120,7 +121,7 @@ impl Validate for Config {
         self.outbox.validate(faults);
         faults.required("auth.issuer", &self.auth.issuer);
         faults.required("auth.audience", &self.auth.audience);
-        faults.range("auth.access_seconds", self.auth.access_seconds, 60, 3_600);
+        faults.range("auth.access_seconds", self.auth.access_seconds, 60, ACCESS_SECONDS_MAX);
         faults.range("auth.refresh_seconds", self.auth.refresh_seconds, 3_600, 90 * 86_400);
         faults.range("auth.session_seconds", self.auth.session_seconds, 3_600, 366 * 86_400);
         faults.range("passwords.memory_kib", self.passwords.memory_kib, 19_456, 1_048_576);

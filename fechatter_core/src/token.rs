@@ -21,6 +21,8 @@ use crate::user::Role;
 pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
 /// Longest token that is looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 4_096;
+/// Longest life of an access token, in seconds: what is kept about sessions for as long as their tokens live is kept so long.
+pub const ACCESS_SECONDS_MAX: i64 = 3_600;
 /// Clock difference that `exp` and `nbf` forgive, in seconds.
 pub const LEEWAY_SECONDS: u64 = 5;
 

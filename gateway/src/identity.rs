@@ -77,6 +77,8 @@ impl Identifier {
 
     /// The identity of a request that came from `peer`.
     pub fn identify(&self, peer: IpAddr, headers: &HeaderMap) -> Identity {
+        // A listener on [::] sees IPv4 clients as ::ffff:a.b.c.d, which no IPv4 network contains.
+        let peer = peer.to_canonical();
         let believed = self.is_trusted(peer);
         let kept = headers
             .get(REQUEST_ID)
@@ -274,6 +276,8 @@ mod tests {
         let identity = identifier().identify("10.2.2.2".parse().unwrap(), &headers(&CLAIMS));
         assert_eq!(identity.client.to_string(), "203.0.113.9");
         assert_eq!(identity.request_id, "chosen-by-client");
+        let mapped = identifier().identify("::ffff:10.2.2.2".parse().unwrap(), &headers(&CLAIMS));
+        assert_eq!(mapped.client.to_string(), "203.0.113.9");
         let odd = identifier().identify(
             "10.2.2.2".parse().unwrap(),
             &headers(&[("x-request-id", "a b"), ("x-forwarded-for", "junk")]),

@@ -270,6 +270,12 @@ impl ProxyHttp for Edge {
         }
     }
 
+    /// What Pingora's own log lines say of a request. Its default says the path with its query, which may hold a ticket or
+    /// what somebody searches for.
+    fn request_summary(&self, session: &Session, context: &Self::CTX) -> String {
+        format!("{} {}", session.req_header().method, context.template)
+    }
+
     /// The access log says it, once and structured.
     fn suppress_error_log(&self, _session: &Session, _context: &Self::CTX, _error: &Error) -> bool {
         true

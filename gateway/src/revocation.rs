@@ -12,13 +12,14 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use fechatter_core::events::{Event, EventType, SESSION_SUBJECTS, STREAM, SessionRevokedEvent};
+use fechatter_core::token::ACCESS_SECONDS_MAX;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// How long a revocation is remembered; longer than an access token lives (15 min) plus leeway.
-const REMEMBER: time::Duration = time::Duration::minutes(20);
+/// How long a revocation is remembered: longer than any access token lives, leeway and clock differences included.
+const REMEMBER: time::Duration = time::Duration::seconds(ACCESS_SECONDS_MAX + 5 * 60);
 /// Sessions remembered at most; a bound, not an expectation.
 const SESSIONS_MAX: usize = 1_000_000;
 const RETRY: Duration = Duration::from_secs(1);
@@ -166,7 +167,9 @@ mod tests {
     fn sessions_are_remembered_for_their_time() {
         let (revoked, now) = (Revoked::default(), OffsetDateTime::now_utc());
         let (old, new) = (Uuid::now_v7(), Uuid::now_v7());
-        revoked.insert(old, now - time::Duration::minutes(19));
+        let longest = time::Duration::seconds(ACCESS_SECONDS_MAX);
+        assert!(REMEMBER > longest, "no token outlives what is known of its session");
+        revoked.insert(old, now - (REMEMBER - time::Duration::minutes(1)));
         revoked.insert(new, now);
         assert!(revoked.contains(old) && revoked.contains(new) && !revoked.contains(Uuid::now_v7()));
         revoked.forget_expired(now + time::Duration::minutes(2));

@@ -98,4 +98,13 @@ async fn a_ticket_passes_unlogged_and_nothing_is_401() {
         )
         .await;
     }
+    // A failure is logged by Pingora too.
+    upstream.kill();
+    let path = "/events?ticket=t1cket-of-nobody";
+    let answer = client.get(gateway.url(path)).send().await.unwrap();
+    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert_eq!(answer.status(), 503);
+    gateway.access_line(&id).await;
+    let log = gateway.log();
+    assert!(!log.contains("t1cket-of-nobody"), "{log}");
 }
