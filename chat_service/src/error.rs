@@ -98,7 +98,7 @@ impl From<Error> for ApiError {
             Error::Database(error) if migrations::is_away(&error) => {
                 tracing::error!(error = %Chain(&error), "database away");
                 Self::unavailable(
-                    "The database is not reachable; nothing was changed. Try again in a moment.",
+                    "The database cannot be reached or is too busy; nothing was changed. Try again in a moment.",
                     2,
                 )
             }

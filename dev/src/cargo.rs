@@ -102,7 +102,7 @@ pub(crate) fn require(what: &str, args: &[&str], env: &[(&str, &str)], stop: &St
 
 /// What is built.
 ///
-/// Always the whole workspace: a part of it has other features of shared dependencies, and would be built from scratch
+/// The whole workspace if possible: a part of it has other features of shared dependencies, and would be built from scratch
 /// instead of sharing what was built before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Build {
@@ -110,19 +110,19 @@ pub(crate) enum Build {
     Release,
     /// With the tests, which add features to dependencies.
     Tests,
+    /// Only what migrates a database: the services do not build while their queries lack data in `.sqlx`.
+    Migrations,
 }
 
 /// Builds all binaries and returns their folder.
 pub(crate) fn build(what: Build, stop: &Stop) -> anyhow::Result<PathBuf> {
-    let mut args = vec![
-        "build",
-        "--workspace",
-        "--message-format",
-        "json-render-diagnostics",
-        "--bins",
-    ];
+    let mut args = vec!["build", "--message-format", "json-render-diagnostics", "--bins"];
     match what {
-        Build::Debug => {}
+        Build::Migrations => args.extend(["-p", "migrations"]),
+        _ => args.push("--workspace"),
+    }
+    match what {
+        Build::Debug | Build::Migrations => {}
         Build::Release => args.push("--release"),
         Build::Tests => args.push("--tests"),
     }

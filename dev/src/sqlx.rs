@@ -34,7 +34,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .with_context(|| lib.display().to_string())?;
         file.set_modified(std::time::SystemTime::now())?;
     }
-    let binaries = cargo::build(Build::Tests, &stop)?;
+    let binaries = if args.check {
+        cargo::build(Build::Tests, &stop).context("if queries lack their data in .sqlx, run: cargo dev sqlx")?
+    } else {
+        cargo::build(Build::Migrations, &stop)?
+    };
     let server = postgres::Server::temporary()?;
     server.psql("postgres", "CREATE DATABASE queries")?;
     let url = server.url("queries");

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::{FromRef, FromRequestParts};
 use fechatter_core::problem::Code;
 use fechatter_core::token::{Claims, TokenFault, Verifier};
-use fechatter_core::user::Role;
 use fechatter_core::{UserId, WorkspaceId};
 use http::request::Parts;
 use http::{HeaderMap, header};
@@ -92,11 +91,6 @@ impl Caller {
 
     pub fn workspace_id(&self) -> WorkspaceId {
         self.claims.ws
-    }
-
-    /// The role at the time the token was made; decisions that matter read it from the database.
-    pub fn role(&self) -> Role {
-        self.claims.role
     }
 
     pub fn session_id(&self) -> uuid::Uuid {

@@ -87,8 +87,11 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
                 && let Ok(keys) = fetch(&client, &url).await
             {
                 verifier.set_keys(keys);
-                // The asker may have given up; nothing is lost then.
+                // Who asked may have given up; nothing is lost then. Who asked during the fetch has its answer too.
                 let _ = asker.send(());
+                while let Ok(later) = waiting.try_recv() {
+                    let _ = later.send(());
+                }
             }
         }
     });

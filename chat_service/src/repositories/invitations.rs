@@ -48,12 +48,15 @@ impl Invitations<'_> {
         .await?)
     }
 
-    /// Uses an invitation once; `false` when it is unknown, for another address, spent, expired or revoked.
+    /// Uses an invitation once; `false` when it is unknown, for another address, spent, expired or revoked, or when who made
+    /// it may not invite any more.
     pub async fn redeem(&mut self, workspace: WorkspaceId, token_hash: &[u8], email: &str) -> Result<bool, Error> {
         let done = sqlx::query!(
             "UPDATE invitations SET uses = uses + 1
              WHERE workspace_id = $1 AND token_hash = $2 AND uses < max_uses AND expires_at > now()
-               AND revoked_at IS NULL AND (email IS NULL OR lower(email) = lower($3))",
+               AND revoked_at IS NULL AND (email IS NULL OR lower(email) = lower($3))
+               AND EXISTS (SELECT 1 FROM users AS u
+                           WHERE u.id = created_by AND u.deactivated_at IS NULL AND u.role <> 'member')",
             workspace.0,
             token_hash,
             email

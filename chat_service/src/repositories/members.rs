@@ -144,10 +144,13 @@ impl Members<'_> {
         Ok(())
     }
 
-    /// The member of longest standing but `except`, to inherit the chat.
+    /// The member of longest standing but `except`, to inherit the chat, held against removal; who is deactivated comes
+    /// last. `None` when everybody else is just leaving: waiting for them could be waiting in a circle.
     pub async fn longest_standing(&mut self, chat: ChatId, except: UserId) -> Result<Option<UserId>, Error> {
         let id = sqlx::query_scalar!(
-            "SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id <> $2 ORDER BY joined_at, user_id LIMIT 1",
+            "SELECT m.user_id FROM chat_members AS m JOIN users AS u ON u.id = m.user_id
+             WHERE m.chat_id = $1 AND m.user_id <> $2
+             ORDER BY u.deactivated_at IS NOT NULL, m.joined_at, m.user_id LIMIT 1 FOR KEY SHARE OF m SKIP LOCKED",
             chat.0,
             except.0
         )

@@ -52,7 +52,6 @@ pub struct Backlog {
 #[derive(Debug, Clone, Copy)]
 pub struct HeldLock {
     key: i64,
-    is_mine: bool,
 }
 
 impl HeldLock {
@@ -66,11 +65,6 @@ impl HeldLock {
     /// Whether it says that a relay is alive.
     pub fn is_member(self) -> bool {
         self.key == i64::from(LOCK_MEMBER)
-    }
-
-    /// Whether the asking connection holds it.
-    pub fn is_mine(self) -> bool {
-        self.is_mine
     }
 }
 
@@ -146,7 +140,8 @@ impl<'c> OutboxProgress<'c> {
             FROM outbox_shards AS s
             JOIN outbox_progress AS p USING (shard)
             LEFT JOIN LATERAL (
-                SELECT o.created_at FROM outbox AS o WHERE o.shard = s.shard AND o.position = p.published_position + 1
+                SELECT o.created_at FROM outbox AS o WHERE o.shard = s.shard AND o.position > p.published_position
+                ORDER BY o.position LIMIT 1
             ) AS oldest ON true
             WHERE s.last_position > p.published_position
             "#
@@ -195,9 +190,13 @@ impl<'c> OutboxProgress<'c> {
     /// Makes the next partitions and drops the old ones, inside a transaction; returns how many were dropped.
     ///
     /// Both lock the whole outbox for an instant. Rather than queue behind a long transaction, with every sender
-    /// behind us, give up after two seconds and come again.
+    /// behind us, give up after two seconds and come again. A partition is old when all of it is published, which
+    /// [`Self::rewind`] undoes: neither happens during the other.
     pub async fn maintain(&mut self, keep_days: i32) -> Result<i32, sqlx::Error> {
         sqlx::query!("SELECT set_config('lock_timeout', '2000', true)")
+            .fetch_one(&mut *self.0)
+            .await?;
+        sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", LOCK_CLASS, LOCK_HISTORY)
             .fetch_one(&mut *self.0)
             .await?;
         let dropped = sqlx::query_scalar!(r#"SELECT outbox_maintain($1) AS "dropped!""#, keep_days)
@@ -228,7 +227,7 @@ impl<'c> OutboxProgress<'c> {
         sqlx::query_as!(
             HeldLock,
             r#"
-            SELECT objid::bigint AS "key!", pid = pg_backend_pid() AS "is_mine!" FROM pg_locks
+            SELECT objid::bigint AS "key!" FROM pg_locks
             WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid::bigint = $1
               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
             "#,

@@ -196,6 +196,14 @@ impl AuthService {
             _ => None,
         };
         let mut unit = self.store.begin().await?;
+        // While the hash was computed the account may have been deactivated, or its password changed; both ended all
+        // sessions, and would not know of this one.
+        let user = unit
+            .users()
+            .lock(user.view.workspace_id, user.view.id)
+            .await?
+            .filter(|now| !now.is_deactivated && now.password_hash == user.password_hash)
+            .ok_or(Error::InvalidCredentials)?;
         if let Some(hash) = rehashed {
             unit.users().set_password_hash(user.view.id, &hash).await?;
         }
@@ -210,7 +218,7 @@ impl AuthService {
     }
 
     /// Trades a refresh token for new tokens. A token used before ends the whole session: one of the two users of it is
-    /// a thief.
+    /// a thief. Within [`REFRESH_RACE`] it is only refused, so that a client that refreshes twice at once keeps its session.
     pub async fn refresh(&self, refresh_token: &str) -> Result<Tokens, Error> {
         let hash = hash_secret(refresh_token);
         let now = OffsetDateTime::now_utc();

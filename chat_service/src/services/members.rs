@@ -98,8 +98,7 @@ impl MemberService {
         }
         if row.shared.owner_id == actor.user {
             let heir = unit.members().longest_standing(chat, actor.user).await?;
-            let heir =
-                heir.ok_or_else(|| Error::Inconsistent("a chat of several without another member".to_owned()))?;
+            let heir = heir.ok_or(Error::Conflict("Everybody else is leaving at this moment; try again."))?;
             unit.chats().set_owner(chat, heir).await?;
         }
         self.delete(&mut unit, actor, chat, &[actor.user.0]).await?;
@@ -110,6 +109,8 @@ impl MemberService {
     pub async fn remove(&self, actor: Actor, chat: ChatId, ids: &[UserId]) -> Result<(), Error> {
         let ids = distinct(ids)?;
         let mut unit = self.store.begin().await?;
+        // Nobody else's locks for who may not do this; the locks may have waited, so that it is asked twice.
+        access::owner(&access::member(&mut unit, actor, chat).await?, actor)?;
         unit.members().lock_for_removal(chat, &ids).await?;
         let row = access::locked_member(&mut unit, actor, chat).await?;
         access::owner(&row, actor)?;
@@ -148,6 +149,9 @@ impl MemberService {
         access::owner(&row, actor)?;
         if unit.members().among(chat, &[heir.0]).await?.is_empty() {
             return Err(Error::NotFound("member"));
+        }
+        if unit.users().active_among(actor.workspace, &[heir.0]).await?.is_empty() {
+            return Err(Error::Conflict("A deactivated user cannot own a chat."));
         }
         if heir != actor.user {
             unit.chats().set_owner(chat, heir).await?;

@@ -98,6 +98,9 @@ impl UserService {
             .await?
             .ok_or(Error::NotFound("user"))?
             .view;
+        if user == other.view {
+            return Ok(user);
+        }
         let event = UserEvent {
             user: user.clone(),
             deactivated: false,

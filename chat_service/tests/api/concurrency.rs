@@ -4,7 +4,7 @@ use futures::future::join_all;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::support::App;
+use crate::support::{App, User};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_senders_in_one_chat_leave_no_gap_and_no_repeat() {
@@ -108,7 +108,7 @@ async fn whoever_is_removed_while_sending_has_no_message_after_the_removal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_leaving_at_once_keep_a_group_at_three() {
+async fn of_members_who_leave_at_once_none_is_counted_twice() {
     let app = App::start().await;
     let owner = app.owner().await;
     let mut others = Vec::new();
@@ -129,4 +129,31 @@ async fn members_leaving_at_once_keep_a_group_at_three() {
         .await
         .unwrap();
     assert_eq!(rows, 1, "the count and the rows agree");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_who_part_in_circles_do_not_block_each_other() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (bob, cy) = (app.member(&owner).await, app.member(&owner).await);
+    for _ in 0..10 {
+        // The owner removes who removes the owner.
+        let chat = owner.chat("private_channel", &[&bob, &cy]).await;
+        let remove = |user: &User| format!("/api/chat/{chat}/members?member_ids={}", user.id);
+        let (of_bob, of_owner) = (remove(&bob), remove(&owner));
+        let (removed, refused) = tokio::join!(owner.delete(&of_bob), bob.delete(&of_owner));
+        assert_eq!(removed.0, StatusCode::NO_CONTENT, "{removed:?}");
+        assert!(
+            matches!(refused.0, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND),
+            "{refused:?}"
+        );
+        // The owner leaves with the heir.
+        let path = format!("/api/chat/{}/leave", owner.chat("private_channel", &[&bob, &cy]).await);
+        let answers = join_all([&owner, &bob].map(|user| user.post(&path, json!({})))).await;
+        assert_eq!(answers[1].0, StatusCode::NO_CONTENT, "{answers:?}");
+        assert!(
+            matches!(answers[0].0, StatusCode::NO_CONTENT | StatusCode::CONFLICT),
+            "{answers:?}"
+        );
+    }
 }

@@ -92,6 +92,7 @@ async fn a_rebuild_begins_after_the_hole_that_a_dropped_partition_left() {
     })
     .await;
     until("the others flow", async || unpublished(&pool).await == 2).await;
+    until("its age tells", async || relay.status.check().is_err()).await;
     relay.stop().await;
 }
 
