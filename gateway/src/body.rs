@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use pingora::{ErrorType, HTTPStatus};
 
 use crate::answer::Refusal;
+use crate::connection::Facts;
 
 /// Largest body received before forwarding, in bytes: what Pingora keeps for a repeated attempt.
 pub const RECEIVED_FIRST: usize = 64 * 1_024;
@@ -33,22 +34,23 @@ pub fn check_declared(request: &RequestHeader, max: usize) -> Result<Option<usiz
     }
 }
 
-/// Receives a small or undeclared body. Pingora keeps it and sends it to the upstream.
+/// Receives a small or undeclared body and says whether the whole of it is there. Pingora keeps it and sends it to the
+/// upstream.
 pub async fn receive(
     session: &mut Session,
     declared: Option<usize>,
     max: usize,
     within: Duration,
-) -> Result<(), Refusal> {
+) -> Result<bool, Refusal> {
     if !has_body(session, declared) {
-        return Ok(());
+        return Ok(true);
     }
     if session.req_header().headers.contains_key(EXPECT) && !session.as_downstream().is_http2() {
         let told = session.as_downstream_mut().write_continue_response().await;
         told.map_err(|error| broken(&error))?;
     }
     if declared.is_some_and(|length| length > RECEIVED_FIRST) {
-        return Ok(());
+        return Ok(false);
     }
     let limit = max.min(RECEIVED_FIRST);
     session.as_downstream_mut().enable_retry_buffering();
@@ -57,8 +59,12 @@ pub async fn receive(
     if received.is_err() {
         // Where the body ends is not known, so neither is where another request would begin.
         session.as_downstream_mut().set_keepalive(None);
+    } else if !session.as_downstream().is_http2()
+        && let Some(facts) = Facts::of(session)
+    {
+        facts.gate.close();
     }
-    received
+    received.map(|()| true)
 }
 
 fn has_body(session: &mut Session, declared: Option<usize>) -> bool {
@@ -110,15 +116,14 @@ fn length_wanted() -> Refusal {
     Refusal::new(Code::PayloadTooLarge, "body_length_unknown", detail)
 }
 
-fn timed_out() -> Refusal {
+/// The refusal of a body that takes too long.
+pub fn timed_out() -> Refusal {
     Refusal::new(Code::RequestTimeout, "body_timeout", "The request body took too long.")
 }
 
 fn broken(error: &pingora::Error) -> Refusal {
     match error.etype() {
-        ErrorType::ReadTimedout => {
-            Refusal::new(Code::RequestTimeout, "body_timeout", "The request body took too long.")
-        }
+        ErrorType::ReadTimedout => timed_out(),
         _ => Refusal::new(
             Code::BadRequest,
             "body_framing",

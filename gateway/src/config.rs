@@ -207,6 +207,10 @@ pub struct RateLimits {
     pub read: RateLimit,
     pub search: RateLimit,
     pub stream: RateLimit,
+    /// All requests of one workspace together.
+    pub workspace: RateLimit,
+    /// Requests of one address that are answered 401.
+    pub refused: RateLimit,
     /// Keys remembered per class, 100 to 10,000,000; beyond, new ones share a few buckets.
     pub keys: usize,
 }
@@ -223,6 +227,8 @@ impl Default for RateLimits {
             read: per_minute(3_000),
             search: per_minute(300),
             stream: per_minute(120),
+            workspace: per_minute(60_000),
+            refused: per_minute(120),
             keys: 200_000,
         }
     }

@@ -29,6 +29,8 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
+use crate::pipeline::Gate;
+
 /// Most bytes gathered before they are written.
 const GATHER: usize = 8 * 1024;
 /// How long and how much a closing connection still listens.
@@ -43,6 +45,10 @@ pub struct Facts {
     pub tls_version: &'static str,
     /// Requests begun on it.
     pub requests: AtomicU32,
+    /// Event streams open on it.
+    pub streams: AtomicU32,
+    /// What of it the present request may read.
+    pub gate: Gate,
 }
 
 impl Facts {
@@ -59,11 +65,15 @@ pub struct Connection {
     gathered: BytesMut,
     /// Until when, and for how many bytes, a closing connection still listens.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Longest time without progress of a write, and when that time is over.
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
     http2: bool,
     established: SystemTime,
     handshake: Duration,
     ssl: Arc<SslDigest>,
-    facts: Arc<ProxyDigest>,
+    facts: Arc<Facts>,
+    digest: Arc<ProxyDigest>,
     socket: Arc<SocketDigest>,
 }
 
@@ -81,6 +91,7 @@ impl Connection {
         tls: TlsStream<TcpStream>,
         peer: SocketAddr,
         handshake: Duration,
+        stall: Duration,
     ) -> pingora::Result<(Self, Arc<Facts>)> {
         let (tcp, session) = tls.get_ref();
         let version = session
@@ -97,6 +108,8 @@ impl Connection {
             handshake,
             tls_version: version,
             requests: AtomicU32::new(0),
+            streams: AtomicU32::new(0),
+            gate: Gate::default(),
         });
         let user_data: Box<dyn Any + Send + Sync> = Box::new(Arc::clone(&facts));
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
@@ -106,10 +119,13 @@ impl Connection {
             http2,
             gathered: BytesMut::new(),
             linger: None,
+            stall,
+            stalled: None,
             established: SystemTime::now(),
             handshake,
             ssl: Arc::new(SslDigest::new(suite, version, None, None, Vec::new())),
-            facts: Arc::new(ProxyDigest::new(
+            facts: Arc::clone(&facts),
+            digest: Arc::new(ProxyDigest::new(
                 Box::new(ResponseHeader::build(200, Some(0))?),
                 Some(user_data),
             )),
@@ -126,7 +142,8 @@ impl Connection {
 
     fn poll_write_gathered(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.gathered.has_remaining() {
-            let written = ready!(Pin::new(&mut self.tls).poll_write(context, &self.gathered))?;
+            let written = Pin::new(&mut self.tls).poll_write(context, &self.gathered);
+            let written = ready!(self.bounded(context, written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -135,6 +152,48 @@ impl Connection {
         // An idle connection holds no memory for writing.
         self.gathered = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Bounds how long a write may make no progress: a client that takes nothing must not hold memory for ever.
+    fn bounded<T>(&mut self, context: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if progress.is_ready() {
+            self.stalled = None;
+            return progress;
+        }
+        let stall = self.stall;
+        let deadline = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Gives the present request what belongs to it and keeps what comes after it.
+    fn poll_read_gated(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let gate = &self.facts.gate;
+        let taken = gate.take(buffer.initialize_unfilled());
+        if taken > 0 {
+            buffer.advance(taken);
+            return Poll::Ready(Ok(()));
+        }
+        let allowed = gate.allowed().min(buffer.remaining());
+        if allowed > 0 {
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(allowed));
+            ready!(Pin::new(&mut self.tls).poll_read(context, &mut part))?;
+            let read = part.filled().len();
+            gate.spent(read);
+            buffer.advance(read);
+            return Poll::Ready(Ok(()));
+        }
+        let mut scrap = [0; 2_048];
+        while gate.has_room() {
+            let mut part = ReadBuf::new(&mut scrap);
+            ready!(Pin::new(&mut self.tls).poll_read(context, &mut part))?;
+            if part.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            gate.keep(part.filled());
+        }
+        // Whoever serves the request is woken by its answer; the next head is read only after it.
+        Poll::Pending
     }
 
     /// Reads and forgets until the client closes, sends too much or takes too long.
@@ -163,7 +222,10 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(context, buffer)
+        if self.facts.gate.is_open() {
+            return Pin::new(&mut self.tls).poll_read(context, buffer);
+        }
+        self.poll_read_gated(context, buffer)
     }
 }
 
@@ -173,7 +235,8 @@ impl AsyncWrite for Connection {
             ready!(self.poll_write_gathered(context))?;
         }
         if bytes.len() >= GATHER {
-            return Pin::new(&mut self.tls).poll_write(context, bytes);
+            let written = Pin::new(&mut self.tls).poll_write(context, bytes);
+            return self.bounded(context, written);
         }
         self.gathered.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
@@ -181,14 +244,16 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_gathered(context))?;
-        Pin::new(&mut self.tls).poll_flush(context)
+        let flushed = Pin::new(&mut self.tls).poll_flush(context);
+        self.bounded(context, flushed)
     }
 
     /// Says goodbye and then listens a little longer: a socket closed over unread bytes is reset, and the reset can
     /// overtake our last answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_gathered(context))?;
-        ready!(Pin::new(&mut self.tls).poll_shutdown(context))?;
+        let shut = Pin::new(&mut self.tls).poll_shutdown(context);
+        ready!(self.bounded(context, shut))?;
         self.poll_linger(context).map(Ok)
     }
 }
@@ -230,7 +295,7 @@ impl GetTimingDigest for Connection {
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(Arc::clone(&self.facts))
+        Some(Arc::clone(&self.digest))
     }
 }
 

@@ -64,7 +64,9 @@ impl<P: HttpServerApp + Send + Sync> Drain<P> {
         let _ = tokio::time::timeout(spread, self.connections.wait()).await;
     }
 
+    /// Whether every connection carries a stream and nothing else; a stream has no end to wait for.
     fn only_streams_left(&self) -> bool {
-        i64::try_from(self.connections.len()).is_ok_and(|open| open <= self.metrics.open_streams())
+        let open = i64::try_from(self.connections.len()).unwrap_or(i64::MAX);
+        open <= self.metrics.streaming_connections() && self.metrics.requests_in_flight() == 0
     }
 }

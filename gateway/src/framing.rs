@@ -137,8 +137,17 @@ fn too_large(bytes: &[u8], limits: &HeadLimits) -> FramingFault {
     }
 }
 
-/// Checks a whole head, its final empty line included.
-pub fn check(head: &[u8], limits: &HeadLimits) -> Result<(), FramingFault> {
+/// What follows a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Following {
+    /// So many bytes of body, often none.
+    Body(u64),
+    /// Chunks, or another protocol: only who reads it knows where it ends.
+    Open,
+}
+
+/// Checks a whole head, its final empty line included, and says what follows it.
+pub fn check(head: &[u8], limits: &HeadLimits) -> Result<Following, FramingFault> {
     let mut lines = Lines { rest: head };
     let version = check_request_line(lines.next_line()?, limits)?;
     let mut fields = Fields::default();
@@ -221,6 +230,7 @@ struct Fields<'a> {
     content_length: Option<&'a [u8]>,
     transfer_encoding: Option<&'a [u8]>,
     host: Option<&'a [u8]>,
+    upgrade: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -241,6 +251,10 @@ impl<'a> Fields<'a> {
         }
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => set_once(&mut self.host, value, FramingFault::Host),
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                self.upgrade = true;
+                Ok(())
+            }
             10 if name.eq_ignore_ascii_case(b"connection") => check_connection(value),
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 set_once(&mut self.content_length, value, FramingFault::ContentLength)
@@ -252,7 +266,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn conclude(&self, version: Version) -> Result<(), FramingFault> {
+    fn conclude(&self, version: Version) -> Result<Following, FramingFault> {
         if self.content_length.is_some() && self.transfer_encoding.is_some() {
             return Err(FramingFault::TwoLengths);
         }
@@ -267,10 +281,15 @@ impl<'a> Fields<'a> {
             return Err(FramingFault::ContentLength);
         }
         match self.host {
-            Some(host) if is_host(host) => Ok(()),
-            None if version == Version::Http10 => Ok(()),
-            _ => Err(FramingFault::Host),
+            Some(host) if is_host(host) => {}
+            None if version == Version::Http10 => {}
+            _ => return Err(FramingFault::Host),
         }
+        if self.upgrade || self.transfer_encoding.is_some() {
+            return Ok(Following::Open);
+        }
+        let length = self.content_length.and_then(|digits| std::str::from_utf8(digits).ok());
+        Ok(Following::Body(length.and_then(|digits| digits.parse().ok()).unwrap_or(0)))
     }
 }
 

@@ -7,7 +7,7 @@ use fechatter_core::problem::Code;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::answer::Refusal;
-use crate::framing::{self, FramingFault, HeadLimits};
+use crate::framing::{self, Following, FramingFault, HeadLimits};
 
 /// First room for a head; most fit.
 const ROOM: usize = 2 * 1_024;
@@ -19,6 +19,16 @@ pub struct Patience {
     pub idle: Duration,
     /// From the first byte to the last.
     pub head: Duration,
+}
+
+/// A head that may be parsed.
+#[derive(Debug)]
+pub struct Head {
+    /// The head, its final empty line included.
+    pub bytes: BytesMut,
+    pub following: Following,
+    /// What was read with it.
+    pub rest: BytesMut,
 }
 
 /// Why there is no head.
@@ -36,12 +46,12 @@ impl From<FramingFault> for NoHead {
     }
 }
 
-/// Reads until a whole, unambiguous head is there; whatever came after it is in the buffer too.
+/// Reads until a whole, unambiguous head is there.
 pub async fn read<R: AsyncRead + Unpin>(
     reader: &mut R,
     patience: Patience,
     limits: &HeadLimits,
-) -> Result<BytesMut, NoHead> {
+) -> Result<Head, NoHead> {
     let mut buffer = BytesMut::with_capacity(ROOM);
     match tokio::time::timeout(patience.idle, reader.read_buf(&mut buffer)).await {
         Ok(Ok(1..)) => {}
@@ -59,8 +69,13 @@ pub async fn read<R: AsyncRead + Unpin>(
                 )))
             })?,
     };
-    framing::check(&buffer[..end], limits)?;
-    Ok(buffer)
+    let following = framing::check(&buffer[..end], limits)?;
+    let rest = buffer.split_off(end);
+    Ok(Head {
+        bytes: buffer,
+        following,
+        rest,
+    })
 }
 
 async fn read_rest<R: AsyncRead + Unpin>(

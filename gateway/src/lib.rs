@@ -21,6 +21,7 @@ pub mod identity;
 pub mod listener;
 pub mod metrics;
 pub mod path;
+pub mod pipeline;
 pub mod proxy;
 pub mod rate_limit;
 pub mod redirect;

@@ -4,6 +4,7 @@
 //! fixes the handshake timeout and the session cache.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::access_log;
 use crate::answer::{Refusal, raw_refusal};
 use crate::connection::{Connection, Facts};
-use crate::framing::HeadLimits;
+use crate::framing::{Following, HeadLimits};
 use crate::head::{self, NoHead, Patience};
 use crate::identity::{Identifier, network_name, network_of};
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub struct ConnectionLimits {
     pub connections: usize,
     pub connections_per_address: usize,
     pub handshake: Duration,
+    /// Longest time a client may take nothing of what is written to it.
+    pub stall: Duration,
     pub patience: Patience,
     pub head: HeadLimits,
 }
@@ -52,6 +55,7 @@ pub struct Acceptor {
     pub cut: CancellationToken,
     /// Time over which connections are closed after `cut`.
     pub cut_spread: Duration,
+    pub cut_hasher: RandomState,
     pub tasks: TaskTracker,
     pub counts: Arc<Counts>,
 }
@@ -133,8 +137,9 @@ impl Acceptor {
     /// Ends some time after `cut`, at another moment for every connection.
     async fn be_cut(&self, peer: SocketAddr) {
         self.cut.cancelled().await;
-        let share = f64::from(peer.port()) / f64::from(u16::MAX);
-        tokio::time::sleep(self.cut_spread.mul_f64(share)).await;
+        // Ports of neighbours are neighbours too, so they are hashed.
+        let hash = u32::try_from(self.cut_hasher.hash_one(peer) >> 32).unwrap_or_default();
+        tokio::time::sleep(self.cut_spread.mul_f64(f64::from(hash) / f64::from(u32::MAX))).await;
     }
 
     async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
@@ -152,7 +157,7 @@ impl Acceptor {
             }
             Err(_) => return self.metrics.handshake_failed("timeout"),
         };
-        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed()) else {
+        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed(), self.limits.stall) else {
             return;
         };
         self.metrics.handshake(facts.handshake, facts.tls_version);
@@ -188,21 +193,26 @@ impl Acceptor {
                 head = head::read(&mut stream, self.limits.patience, &self.limits.head) => head,
                 _ = draining.wait_for(|draining| *draining) => Err(NoHead::Quiet),
             };
-            let head = match head {
+            let mut head = match head {
                 Ok(head) => head,
                 Err(NoHead::Quiet) => return Shutdown::shutdown(&mut *stream).await,
                 Err(NoHead::Refused(refusal)) => return self.refuse(&mut stream, facts, &refusal).await,
             };
+            match head.following {
+                Following::Body(bytes) => facts.gate.allow(bytes, head.rest),
+                Following::Open => head.bytes.unsplit(head.rest),
+            }
             let mut session = ServerSession::new_http1(stream);
             match settings.take() {
                 Some(settings) => settings.apply_to_session(&mut session),
                 None => session.set_keepalive(Some(self.limits.patience.idle.as_secs())),
             }
-            session.set_pipelined_prefix(head);
+            session.set_pipelined_prefix(head.bytes);
             let Some(reused) = self.proxy.process_new_http(session, &self.draining).await else {
                 return;
             };
             (stream, settings) = reused.consume();
+            facts.gate.open();
         }
     }
 

@@ -9,6 +9,7 @@ use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 
+use crate::connection::Facts;
 use crate::routes::{Class, Group};
 
 /// The instruments.
@@ -32,15 +33,32 @@ pub struct Metrics {
 struct Gauges {
     connections: AtomicI64,
     streams: AtomicI64,
+    /// Connections with at least one stream.
+    streaming: AtomicI64,
+    /// Requests that are no streams.
+    requests: AtomicI64,
 }
 
 /// Counts an open event stream until it is dropped.
 #[derive(Debug)]
-pub struct OpenStream(Arc<Gauges>);
+pub struct OpenStream(Arc<Gauges>, Arc<Facts>);
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.1.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.streaming.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counts a request in flight until it is dropped, or until it turns out to be a stream.
+#[derive(Debug)]
+pub struct InFlight(Arc<Gauges>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -84,6 +102,14 @@ impl Metrics {
             "Open event streams.",
             &gauges,
             |g| &g.streams,
+        );
+        observe(
+            meter,
+            "gateway.requests",
+            "{request}",
+            "Requests in flight, streams not among them.",
+            &gauges,
+            |g| &g.requests,
         );
         let upstreams = |name, description| instruments.gauge(name, "{upstream}", description);
         Self {
@@ -161,9 +187,18 @@ impl Metrics {
     }
 
     /// Counts a stream that opens.
-    pub fn stream_opened(&self) -> OpenStream {
+    pub fn stream_opened(&self, connection: &Arc<Facts>) -> OpenStream {
         self.gauges.streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(Arc::clone(&self.gauges))
+        if connection.streams.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.gauges.streaming.fetch_add(1, Ordering::Relaxed);
+        }
+        OpenStream(Arc::clone(&self.gauges), Arc::clone(connection))
+    }
+
+    /// Counts a request that begins.
+    pub fn request_began(&self) -> InFlight {
+        self.gauges.requests.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(&self.gauges))
     }
 
     /// Counts a connection that opens.
@@ -172,14 +207,14 @@ impl Metrics {
         OpenConnection(Arc::clone(&self.gauges))
     }
 
-    /// Connections open now.
-    pub fn open_connections(&self) -> i64 {
-        self.gauges.connections.load(Ordering::Relaxed)
+    /// Connections with a stream on them.
+    pub fn streaming_connections(&self) -> i64 {
+        self.gauges.streaming.load(Ordering::Relaxed)
     }
 
-    /// Streams open now.
-    pub fn open_streams(&self) -> i64 {
-        self.gauges.streams.load(Ordering::Relaxed)
+    /// Requests in flight other than streams.
+    pub fn requests_in_flight(&self) -> i64 {
+        self.gauges.requests.load(Ordering::Relaxed)
     }
 
     /// What was found about a bearer token.

@@ -60,6 +60,7 @@ impl Edge {
         let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         context.identity = Some(self.identifier.identify(peer, &session.req_header().headers));
         context.origin = self.cors.allowed_origin(session.req_header());
+        context.in_flight = Some(self.metrics.request_began());
         session.set_write_timeout(Some(self.write_timeout));
     }
 
@@ -105,12 +106,30 @@ impl Edge {
         route: &Route,
     ) -> Result<(), Refusal> {
         let declared = body::check_declared(session.req_header(), route.body_bytes_max)?;
-        context.claims = self
+        let caller = self
             .authenticator
             .authenticate(route.access, session.req_header(), &self.metrics)
-            .await?;
+            .await;
+        context.claims = caller.map_err(|refusal| self.limit_refused(refusal, context))?;
         self.limit(context, route)?;
-        body::receive(session, declared, route.body_bytes_max, self.body_timeout).await
+        context.body_ended = body::receive(session, declared, route.body_bytes_max, self.body_timeout).await?;
+        Ok(())
+    }
+
+    /// Who keeps guessing tokens is told to wait; who has a good one at the same address is not.
+    fn limit_refused(&self, refusal: Refusal, context: &RequestContext) -> Refusal {
+        let Some(identity) = context.identity.as_ref().filter(|_| refusal.status() == 401) else {
+            return refusal;
+        };
+        match self.limits.check_refused(Principal::of_address(identity.client)) {
+            None => refusal,
+            Some(wait) => Refusal::new(
+                Code::RateLimited,
+                "refused_too_often",
+                "Too many requests without a valid token; `Retry-After` says when to go on.",
+            )
+            .retry_after(wait),
+        }
     }
 
     fn limit(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
@@ -119,7 +138,8 @@ impl Edge {
             (None, Some(identity)) => Principal::of_address(identity.client),
             (None, None) => return Ok(()),
         };
-        let decision = self.limits.check(route.class, principal);
+        let workspace = context.claims.as_ref().map(|claims| claims.ws);
+        let decision = self.limits.check(route.class, principal, workspace);
         self.metrics.rate_limit(route.class, decision.verdict());
         context.decision = Some(decision);
         if decision.allowed {
@@ -173,9 +193,10 @@ impl ProxyHttp for Edge {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        context.body_ended |= end;
         let max = context.route.map_or(0, |route| route.body_bytes_max);
         body::count(&mut context.body_bytes, body.as_ref().map_or(0, Bytes::len), max)
     }
@@ -194,7 +215,11 @@ impl ProxyHttp for Edge {
         let Some(endpoint) = self.upstreams.pick(group, tried) else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no healthy upstream");
         };
-        let peer = self.upstreams.peer(&endpoint, route.is_stream());
+        let mut peer = self.upstreams.peer(&endpoint, route.is_stream());
+        if !context.body_ended {
+            // No answer comes before the body has: this is the time a client may take to send it.
+            peer.options.read_timeout = Some(self.body_timeout);
+        }
         context.upstream = Some(endpoint);
         Ok(peer)
     }
@@ -224,7 +249,8 @@ impl ProxyHttp for Edge {
         context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
         self.marks().apply(answer, context)?;
         if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
-            context.open_stream = Some(self.metrics.stream_opened());
+            context.open_stream = Facts::of(session).map(|facts| self.metrics.stream_opened(facts));
+            context.in_flight = None;
             let outcome = Outcome {
                 method: access_log::known_method(&session.req_header().method),
                 route: context.template,
@@ -304,11 +330,7 @@ fn refusal_of(error: &Error, context: &RequestContext) -> Option<Refusal> {
             "header",
             "A header field of the request is not valid.",
         )),
-        (E::ReadTimedout, ErrorSource::Downstream) => Some(Refusal::new(
-            Code::RequestTimeout,
-            "body_timeout",
-            "The request body took too long.",
-        )),
+        (E::ReadTimedout, ErrorSource::Downstream) => Some(body::timed_out()),
         (_, ErrorSource::Downstream) => None,
         (
             E::ConnectTimedout | E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::SocketError,
@@ -317,6 +339,7 @@ fn refusal_of(error: &Error, context: &RequestContext) -> Option<Refusal> {
             "upstream_connect",
             "The service behind this route cannot be reached; try again.",
         ),
+        (E::ReadTimedout, ErrorSource::Upstream) if !context.body_ended => Some(body::timed_out()),
         (E::ReadTimedout | E::WriteTimedout, ErrorSource::Upstream) => Some(Refusal::new(
             Code::GatewayTimeout,
             "upstream_timeout",

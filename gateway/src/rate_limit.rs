@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fechatter_core::UserId;
+use fechatter_core::{UserId, WorkspaceId};
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
@@ -34,6 +34,8 @@ pub enum Principal {
     User(UserId),
     /// Of [`network_of`].
     Network(u128),
+    /// All of its users together.
+    Workspace(WorkspaceId),
     /// One of a few buckets for strangers while memory is short.
     Shared(u64),
 }
@@ -58,10 +60,17 @@ struct ClassLimiter {
     keys: AtomicUsize,
 }
 
+/// Which limit decided.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    Class(Class),
+    Workspace,
+}
+
 /// What the limiter said about one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision {
-    pub class: Class,
+    of: Of,
     pub allowed: bool,
     remaining: u32,
     /// Until the quota is whole again, or until the next request may come.
@@ -87,6 +96,8 @@ fn ceil_seconds(duration: Duration) -> u64 {
 /// The limiters of all classes.
 pub struct Limits {
     classes: [ClassLimiter; Class::ALL.len()],
+    workspaces: ClassLimiter,
+    refused: ClassLimiter,
     keys_max: usize,
     clock: DefaultClock,
     full: Notify,
@@ -105,7 +116,9 @@ impl Limits {
     /// Limiters of validated settings.
     pub fn new(settings: &RateLimits) -> Self {
         Self {
-            classes: Class::ALL.map(|class| ClassLimiter::new(class, settings.of(class))),
+            classes: Class::ALL.map(|class| ClassLimiter::new(class.as_str(), settings.of(class))),
+            workspaces: ClassLimiter::new("workspace", settings.workspace),
+            refused: ClassLimiter::new("refused", settings.refused),
             keys_max: settings.keys,
             clock: DefaultClock::default(),
             full: Notify::new(),
@@ -113,9 +126,29 @@ impl Limits {
         }
     }
 
-    /// Takes one request from the principal's quota.
-    pub fn check(&self, class: Class, principal: Principal) -> Decision {
-        let limits = &self.classes[class as usize];
+    /// Takes one request from the principal's quota and, when that has one, from its workspace's.
+    pub fn check(&self, class: Class, principal: Principal, workspace: Option<WorkspaceId>) -> Decision {
+        let own = self.take(class, &self.classes[class as usize], principal);
+        match workspace {
+            Some(workspace) if own.allowed => {
+                let all = self.take(class, &self.workspaces, Principal::Workspace(workspace));
+                if all.allowed {
+                    own
+                } else {
+                    Decision { of: Of::Workspace, ..all }
+                }
+            }
+            _ => own,
+        }
+    }
+
+    /// Takes one from an address's quota of refusals; seconds to wait when there is none left.
+    pub fn check_refused(&self, principal: Principal) -> Option<u64> {
+        let decision = self.take(Class::Auth, &self.refused, principal);
+        (!decision.allowed).then(|| decision.retry_after())
+    }
+
+    fn take(&self, class: Class, limits: &ClassLimiter, principal: Principal) -> Decision {
         let key = self.bounded(limits, principal);
         match limits.limiter.check_key(&key) {
             Ok(snapshot) => {
@@ -125,7 +158,7 @@ impl Limits {
                 }
                 let used = limits.burst.saturating_sub(remaining);
                 Decision {
-                    class,
+                    of: Of::Class(class),
                     allowed: true,
                     remaining,
                     reset: limits.step * used,
@@ -134,7 +167,7 @@ impl Limits {
             Err(not_until) => {
                 let reset = not_until.wait_time_from(self.clock.now());
                 Decision {
-                    class,
+                    of: Of::Class(class),
                     allowed: false,
                     remaining: 0,
                     reset,
@@ -160,10 +193,12 @@ impl Limits {
 
     /// Adds the standard fields to an answer.
     pub fn mark(&self, answer: &mut ResponseHeader, decision: &Decision) -> pingora::Result<()> {
-        let limits = &self.classes[decision.class as usize];
-        let class = decision.class.as_str();
+        let (limits, name) = match decision.of {
+            Of::Class(class) => (&self.classes[class as usize], class.as_str()),
+            Of::Workspace => (&self.workspaces, "workspace"),
+        };
         let state = format!(
-            "\"{class}\";r={};t={}",
+            "\"{name}\";r={};t={}",
             decision.remaining,
             ceil_seconds(decision.reset)
         );
@@ -173,7 +208,7 @@ impl Limits {
 
     /// Forgets keys whose quota is whole again.
     pub fn sweep(&self) {
-        for limits in &self.classes {
+        for limits in self.classes.iter().chain([&self.workspaces, &self.refused]) {
             limits.limiter.retain_recent();
             limits.limiter.shrink_to_fit();
             limits.keys.store(limits.limiter.len(), Ordering::Relaxed);
@@ -199,14 +234,14 @@ pub async fn sweep_regularly(limits: Arc<Limits>, shutdown: CancellationToken) {
 }
 
 impl ClassLimiter {
-    fn new(class: Class, limit: RateLimit) -> Self {
+    fn new(name: &str, limit: RateLimit) -> Self {
         let burst = NonZeroU32::new(limit.requests).unwrap_or(NonZeroU32::MIN);
         let window = Duration::from_secs(u64::from(limit.window_seconds));
         let step = (window / burst.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(step)
             .unwrap_or_else(|| Quota::per_second(burst))
             .allow_burst(burst);
-        let policy = format!("\"{}\";q={burst};w={}", class.as_str(), limit.window_seconds);
+        let policy = format!("\"{}\";q={burst};w={}", name, limit.window_seconds);
         Self {
             limiter: RateLimiter::keyed(quota).with_middleware::<StateInformationMiddleware>(),
             policy: HeaderValue::from_str(&policy).unwrap_or_else(|_| HeaderValue::from_static("")),
@@ -232,6 +267,8 @@ mod tests {
             read: limit,
             search: limit,
             stream: limit,
+            workspace: limit,
+            refused: limit,
             keys,
         })
     }
@@ -249,7 +286,7 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let limits = Arc::clone(&limits);
-                std::thread::spawn(move || (0..50).filter(|_| limits.check(Class::Send, user).allowed).count())
+                std::thread::spawn(move || (0..50).filter(|_| limits.check(Class::Send, user, None).allowed).count())
             })
             .collect();
         let passed: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
@@ -260,27 +297,27 @@ mod tests {
     fn principals_and_classes_do_not_touch_each_other() {
         let limits = limits(1, 1_000);
         let (a, b) = (Principal::User(UserId(1)), Principal::User(UserId(2)));
-        assert!(limits.check(Class::Send, a).allowed);
-        assert!(!limits.check(Class::Send, a).allowed);
-        assert!(limits.check(Class::Send, b).allowed);
-        assert!(limits.check(Class::Read, a).allowed);
+        assert!(limits.check(Class::Send, a, None).allowed);
+        assert!(!limits.check(Class::Send, a, None).allowed);
+        assert!(limits.check(Class::Send, b, None).allowed);
+        assert!(limits.check(Class::Read, a, None).allowed);
         let v6 = |text: &str| Principal::of_address(text.parse().unwrap());
-        assert!(limits.check(Class::Auth, v6("2001:db8::1")).allowed);
-        assert!(!limits.check(Class::Auth, v6("2001:db8::2")).allowed);
-        assert!(limits.check(Class::Auth, v6("2001:db8:0:1::1")).allowed);
+        assert!(limits.check(Class::Auth, v6("2001:db8::1"), None).allowed);
+        assert!(!limits.check(Class::Auth, v6("2001:db8::2"), None).allowed);
+        assert!(limits.check(Class::Auth, v6("2001:db8:0:1::1"), None).allowed);
     }
 
     #[test]
     fn the_fields_say_what_is_left_and_when_it_is_whole() {
         let limits = limits(4, 1_000);
         let user = Principal::User(UserId(1));
-        let first = limits.check(Class::Send, user);
+        let first = limits.check(Class::Send, user, None);
         assert_eq!(field(&limits, &first, "ratelimit-policy"), "\"send\";q=4;w=3600");
         assert_eq!(field(&limits, &first, "ratelimit"), "\"send\";r=3;t=900");
         for _ in 0..3 {
-            limits.check(Class::Send, user);
+            limits.check(Class::Send, user, None);
         }
-        let refused = limits.check(Class::Send, user);
+        let refused = limits.check(Class::Send, user, None);
         assert!(!refused.allowed);
         assert!((899..=900).contains(&refused.retry_after()), "{refused:?}");
         assert!(field(&limits, &refused, "ratelimit").starts_with("\"send\";r=0;t="));
@@ -290,10 +327,40 @@ mod tests {
     fn a_flood_of_addresses_keeps_memory_bounded_and_users_unharmed() {
         let limits = limits(10, 1_000);
         for address in 0..100_000_u128 {
-            limits.check(Class::Auth, Principal::Network(address << 64));
+            limits.check(Class::Auth, Principal::Network(address << 64), None);
         }
         let stored = limits.classes[Class::Auth as usize].limiter.len();
         assert!(stored <= 1_000 + usize::try_from(SHARED_BUCKETS).unwrap(), "{stored}");
-        assert!(limits.check(Class::Auth, Principal::User(UserId(1))).allowed);
+        assert!(limits.check(Class::Auth, Principal::User(UserId(1)), None).allowed);
+    }
+
+    #[test]
+    fn a_workspace_has_a_limit_of_its_own() {
+        let settings = RateLimits {
+            workspace: RateLimit {
+                requests: 2,
+                window_seconds: 3_600,
+            },
+            ..RateLimits::default()
+        };
+        let limits = Limits::new(&settings);
+        let check = |user, workspace| {
+            let user = Principal::User(UserId(user));
+            limits.check(Class::Send, user, Some(WorkspaceId(workspace)))
+        };
+        assert!(check(1, 1).allowed && check(2, 1).allowed);
+        let third = check(3, 1);
+        assert!(!third.allowed);
+        assert!(field(&limits, &third, "ratelimit").starts_with("\"workspace\";r=0;t="));
+        assert!(check(4, 2).allowed);
+    }
+
+    #[test]
+    fn refusals_have_a_limit_of_their_own() {
+        let limits = limits(2, 1_000);
+        let address = Principal::of_address("192.0.2.1".parse().unwrap());
+        assert_eq!([limits.check_refused(address), limits.check_refused(address)], [None, None]);
+        assert_eq!(limits.check_refused(address), Some(1_800));
+        assert!(limits.check(Class::Auth, address, None).allowed);
     }
 }

@@ -48,7 +48,7 @@ pub async fn run(redirect: Redirect, listener: TcpListener, stop: CancellationTo
 impl Redirect {
     async fn answer<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> std::io::Result<()> {
         let answer = match head::read(stream, self.patience, &self.limits).await {
-            Ok(head) => self.location(&head).map_or_else(bad_request, |location| {
+            Ok(head) => self.location(&head.bytes).map_or_else(bad_request, |location| {
                 format!(
                     "HTTP/1.1 308 Permanent Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
                 )

@@ -38,6 +38,10 @@ pub struct RequestContext {
     /// From the last attempt to the upstream's answer's head.
     pub upstream_wait: Option<Duration>,
     pub body_bytes: usize,
+    /// Whether the whole body has been read.
+    pub body_ended: bool,
+    /// Counts the request while it is in flight and no stream.
+    pub in_flight: Option<crate::metrics::InFlight>,
     /// Counts an open stream while it lives.
     pub open_stream: Option<crate::metrics::OpenStream>,
 }
@@ -60,6 +64,8 @@ impl RequestContext {
             to_headers: None,
             upstream_wait: None,
             body_bytes: 0,
+            body_ended: false,
+            in_flight: None,
             open_stream: None,
         }
     }

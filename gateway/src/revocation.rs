@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
@@ -29,7 +30,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Revoked {
     sessions: RwLock<HashMap<Uuid, i64>>,
     count: AtomicUsize,
-    connected: AtomicBool,
+    /// Whether the consumer is there; it outlives short interruptions.
+    following: AtomicBool,
+    client: OnceLock<async_nats::Client>,
 }
 
 impl Revoked {
@@ -45,7 +48,8 @@ impl Revoked {
 
     /// Whether revocations arrive now.
     pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+        let connected = |client: &async_nats::Client| client.connection_state() == State::Connected;
+        self.following.load(Ordering::Relaxed) && self.client.get().is_some_and(connected)
     }
 
     /// Sessions remembered.
@@ -89,14 +93,15 @@ impl Revoked {
 
 /// Reads revocations until `shutdown`, again from the start of the window after every interruption.
 pub async fn follow(revoked: Arc<Revoked>, client: async_nats::Client, shutdown: CancellationToken) {
-    let jetstream = jetstream::new(client);
+    let jetstream = jetstream::new(client.clone());
+    let _ = revoked.client.set(client);
     let mut warned = false;
     loop {
         let result = tokio::select! {
             () = shutdown.cancelled() => return,
             result = read(&revoked, &jetstream) => result,
         };
-        revoked.connected.store(false, Ordering::Relaxed);
+        revoked.following.store(false, Ordering::Relaxed);
         if let Err(error) = result
             && !warned
         {
@@ -129,7 +134,7 @@ async fn read(revoked: &Revoked, jetstream: &jetstream::Context) -> Result<(), S
         .await
         .map_err(|error| error.to_string())?;
     let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
-    revoked.connected.store(true, Ordering::Relaxed);
+    revoked.following.store(true, Ordering::Relaxed);
     tracing::info!("following revoked sessions");
     let mut forget = tokio::time::interval(Duration::from_mins(1));
     loop {

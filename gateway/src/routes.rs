@@ -87,11 +87,6 @@ impl Route {
     pub fn is_stream(&self) -> bool {
         self.template == "/events"
     }
-
-    /// Whether a request counts against its class; health must be seen under any load.
-    pub fn is_limited(&self) -> bool {
-        matches!(self.target, Target::Upstream(_))
-    }
 }
 
 const KIB: usize = 1_024;

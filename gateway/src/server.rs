@@ -71,6 +71,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         draining: is_last,
         cut: cut.clone(),
         cut_spread: millis(config.drain.stream_spread_ms),
+        cut_hasher: std::hash::RandomState::new(),
         tasks: tasks.clone(),
         counts: Arc::new(Counts::default()),
     });
@@ -180,6 +181,7 @@ fn connection_limits(config: &Config) -> ConnectionLimits {
         connections: config.limits.connections,
         connections_per_address: config.limits.connections_per_address,
         handshake: millis(config.tls.handshake_timeout_ms),
+        stall: Duration::from_secs(config.limits.write_seconds),
         patience: patience(config),
         head: head_limits(config),
     }

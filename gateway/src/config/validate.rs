@@ -12,8 +12,12 @@ impl Validate for Config {
         self.validate_tls(faults);
         self.validate_upstreams(faults);
         self.validate_limits(faults);
-        for class in Class::ALL {
-            let (name, limit) = (class.as_str(), self.rate_limits.of(class));
+        let classes = Class::ALL.map(|class| (class.as_str(), self.rate_limits.of(class)));
+        let others = [
+            ("workspace", self.rate_limits.workspace),
+            ("refused", self.rate_limits.refused),
+        ];
+        for (name, limit) in classes.into_iter().chain(others) {
             faults.range(&format!("rate_limits.{name}.requests"), limit.requests, 1, 100_000_000);
             faults.range(
                 &format!("rate_limits.{name}.window_seconds"),

@@ -10,7 +10,7 @@ const LIMITS: HeadLimits = HeadLimits {
 
 fn verdict(head: &str) -> Result<(), FramingFault> {
     match find_end(head.as_bytes(), 0, &LIMITS)? {
-        Some(end) => check(&head.as_bytes()[..end], &LIMITS),
+        Some(end) => check(&head.as_bytes()[..end], &LIMITS).map(|_| ()),
         None => panic!("no end in {head:?}"),
     }
 }
@@ -145,4 +145,16 @@ fn the_end_is_found_across_reads() {
         assert_eq!(first, Ok(None), "{cut}");
         assert_eq!(find_end(head, cut, &LIMITS), Ok(Some(end)), "{cut}");
     }
+}
+
+#[test]
+fn what_follows_is_known() {
+    let following = |fields: &str| {
+        let head = format!("POST /a HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        check(head.as_bytes(), &LIMITS).unwrap()
+    };
+    assert_eq!(following(""), Following::Body(0));
+    assert_eq!(following("Content-Length: 017\r\n"), Following::Body(17));
+    assert_eq!(following("Transfer-Encoding: chunked\r\n"), Following::Open);
+    assert_eq!(following("Connection: upgrade\r\nUpgrade: websocket\r\n"), Following::Open);
 }
