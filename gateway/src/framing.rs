@@ -289,7 +289,9 @@ impl<'a> Fields<'a> {
             return Ok(Following::Open);
         }
         let length = self.content_length.and_then(|digits| std::str::from_utf8(digits).ok());
-        Ok(Following::Body(length.and_then(|digits| digits.parse().ok()).unwrap_or(0)))
+        Ok(Following::Body(
+            length.and_then(|digits| digits.parse().ok()).unwrap_or(0),
+        ))
     }
 }
 

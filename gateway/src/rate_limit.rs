@@ -135,7 +135,10 @@ impl Limits {
                 if all.allowed {
                     own
                 } else {
-                    Decision { of: Of::Workspace, ..all }
+                    Decision {
+                        of: Of::Workspace,
+                        ..all
+                    }
                 }
             }
             _ => own,
@@ -197,11 +200,7 @@ impl Limits {
             Of::Class(class) => (&self.classes[class as usize], class.as_str()),
             Of::Workspace => (&self.workspaces, "workspace"),
         };
-        let state = format!(
-            "\"{name}\";r={};t={}",
-            decision.remaining,
-            ceil_seconds(decision.reset)
-        );
+        let state = format!("\"{name}\";r={};t={}", decision.remaining, ceil_seconds(decision.reset));
         answer.insert_header(RATE_LIMIT_POLICY, limits.policy.clone())?;
         answer.insert_header(RATE_LIMIT, state)
     }
@@ -286,7 +285,11 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 let limits = Arc::clone(&limits);
-                std::thread::spawn(move || (0..50).filter(|_| limits.check(Class::Send, user, None).allowed).count())
+                std::thread::spawn(move || {
+                    (0..50)
+                        .filter(|_| limits.check(Class::Send, user, None).allowed)
+                        .count()
+                })
             })
             .collect();
         let passed: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
@@ -359,7 +362,10 @@ mod tests {
     fn refusals_have_a_limit_of_their_own() {
         let limits = limits(2, 1_000);
         let address = Principal::of_address("192.0.2.1".parse().unwrap());
-        assert_eq!([limits.check_refused(address), limits.check_refused(address)], [None, None]);
+        assert_eq!(
+            [limits.check_refused(address), limits.check_refused(address)],
+            [None, None]
+        );
         assert_eq!(limits.check_refused(address), Some(1_800));
         assert!(limits.check(Class::Auth, address, None).allowed);
     }

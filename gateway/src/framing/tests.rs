@@ -156,5 +156,8 @@ fn what_follows_is_known() {
     assert_eq!(following(""), Following::Body(0));
     assert_eq!(following("Content-Length: 017\r\n"), Following::Body(17));
     assert_eq!(following("Transfer-Encoding: chunked\r\n"), Following::Open);
-    assert_eq!(following("Connection: upgrade\r\nUpgrade: websocket\r\n"), Following::Open);
+    assert_eq!(
+        following("Connection: upgrade\r\nUpgrade: websocket\r\n"),
+        Following::Open
+    );
 }

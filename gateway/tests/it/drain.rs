@@ -86,3 +86,29 @@ async fn an_interrupt_waits_for_nobody() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert!(pending.await.unwrap().is_err());
 }
+
+#[tokio::test]
+async fn a_slow_request_beside_a_stream_of_the_same_connection_is_not_cut() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|request| match request.target() {
+        "/events" => Reply::Events(vec![(Duration::from_mins(10), String::new())]),
+        _ => Reply::Events(vec![(Duration::from_millis(1_500), "whole".to_owned())]),
+    })
+    .await;
+    let mut gateway = Gateway::start(&issuer, &[&upstream], &[("DRAIN__STREAM_SPREAD_MS", "0")]).await;
+    let (client, token) = (gateway.http2(), issuer.token(7));
+    let get = async |path| client.get(gateway.url(path)).bearer_auth(&token).send().await.unwrap();
+    let stream = get("/events").await;
+    let slow = get("/api/me").await;
+    let connections = gateway.metrics().await;
+    assert!(
+        connections
+            .lines()
+            .any(|line| line.starts_with("gateway_connections{") && line.ends_with(" 1")),
+        "both came by one connection: {connections}"
+    );
+    gateway.signal("SIGTERM");
+    assert_eq!(slow.text().await.unwrap(), "whole");
+    let _ = stream.bytes().await;
+    assert_eq!(gateway.exit_code().await, 0);
+}

@@ -1,7 +1,9 @@
 //! The refusal table: what is sent, what comes back, that the connection closes, that no byte reaches an upstream.
 
+use std::time::Duration;
+
 use crate::support::raw::Raw;
-use crate::support::setup;
+use crate::support::{Gateway, Issuer, Reply, Upstream, eventually, setup};
 
 /// Name, bytes, status, code.
 #[rustfmt::skip]
@@ -161,13 +163,69 @@ async fn a_slow_head_and_a_slow_body_meet_their_deadlines() {
 }
 
 #[tokio::test]
-async fn a_pipelined_request_is_left_unserved_and_the_connection_closes() {
+async fn pipelined_requests_are_answered_in_order() {
+    let issuer = Issuer::start().await;
+    let pause = Duration::from_millis(150);
+    let upstream = Upstream::with(move |request| {
+        Reply::Events(vec![(pause, format!("{} {}", request.target(), request.body.len()))])
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
+    let get = |name: &str| format!("GET /openapi.json?{name} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let post = "POST /api/signin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12345";
+    let last = "GET /openapi.json?last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut connection = Raw::connect(&gateway).await;
+    connection
+        .send(format!("{}{post}{}", get("one"), get("two")).as_bytes())
+        .await;
+    // The last one comes while an earlier one is with its upstream.
+    eventually("the first request to be on its way", async || {
+        (!upstream.requests().is_empty()).then_some(())
+    })
+    .await;
+    connection.send(last.as_bytes()).await;
+    let text = connection.rest().await;
+    let bodies: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("/openapi.json?") || line.starts_with("/api/signin"))
+        .collect();
+    assert_eq!(
+        bodies,
+        [
+            "/openapi.json?one 0",
+            "/api/signin 5",
+            "/openapi.json?two 0",
+            "/openapi.json?last 0"
+        ],
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_pipelined_request_is_checked_like_any_other() {
     let setup = setup(&[]).await;
     let mut connection = Raw::connect(&setup.gateway).await;
-    let get = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    connection.send(get.repeat(2).as_bytes()).await;
-    let answer = connection.answer().await;
-    assert_eq!(answer.status(), Some(200));
-    assert!(answer.closed);
+    let first = "POST /api/signin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
+    let second = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n";
+    connection.send(format!("{first}{second}").as_bytes()).await;
+    let text = connection.rest().await;
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    assert_eq!(text.matches("HTTP/1.1 400 ").count(), 1, "{text}");
     assert_eq!(setup.upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_body_sent_slowly_is_the_clients_fault() {
+    let setup = setup(&[("LIMITS__BODY_TIMEOUT_MS", "400")]).await;
+    let mut connection = Raw::connect(&setup.gateway).await;
+    let head = format!(
+        "POST /api/chat/1/messages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: 100000\r\n\r\n",
+        setup.issuer.token(7)
+    );
+    connection.send(head.as_bytes()).await;
+    connection.send(&vec![b'a'; 70_000]).await;
+    let answer = connection.answer().await;
+    assert_eq!(answer.status(), Some(408), "{}", answer.text());
+    assert!(answer.closed);
+    assert!(setup.upstream.requests().is_empty(), "half a request is none");
 }

@@ -1,8 +1,12 @@
-//! Rate limits through the whole gateway.
+//! Limits of rates, connections and concurrent requests through the whole gateway.
 
 use futures::future::join_all;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
-use crate::support::{problem, setup};
+use crate::support::http2::{self, Http2, frame};
+use crate::support::raw::Raw;
+use crate::support::{Gateway, Issuer, Reply, Upstream, eventually, problem, setup};
 
 #[tokio::test]
 async fn exactly_the_quota_passes_and_the_fields_say_so() {
@@ -68,4 +72,116 @@ async fn strangers_are_limited_by_address() {
     assert_eq!(sign_in("2001:db8::2").await, 429, "the same /64");
     assert_eq!(sign_in("2001:db8:0:1::1").await, 200, "another /64");
     assert_eq!(sign_in("192.0.2.1").await, 200);
+}
+
+#[tokio::test]
+async fn guessing_tokens_is_limited_and_good_tokens_at_the_same_address_are_not() {
+    let setup = setup(&[("RATE_LIMITS__REFUSED", "{requests=3,window_seconds=3600}")]).await;
+    let client = setup.gateway.http2();
+    let get = async |token: &str| {
+        let request = client.get(setup.gateway.url("/api/me")).bearer_auth(token);
+        request.send().await.unwrap()
+    };
+    for _ in 0..3 {
+        assert_eq!(get("guess").await.status(), 401);
+    }
+    let refused = get("guess").await;
+    assert_eq!(refused.headers()["retry-after"], "1200");
+    problem(refused, 429, "rate_limited").await;
+    assert_eq!(get(&setup.issuer.token(7)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn users_of_one_workspace_share_its_limit() {
+    let setup = setup(&[("RATE_LIMITS__WORKSPACE", "{requests=2,window_seconds=3600}")]).await;
+    let client = setup.gateway.http2();
+    let mut statuses = Vec::new();
+    for user in [7, 8, 9] {
+        let request = client
+            .get(setup.gateway.url("/api/me"))
+            .bearer_auth(setup.issuer.token(user));
+        statuses.push(request.send().await.unwrap().status().as_u16());
+    }
+    assert_eq!(statuses, [200, 200, 429]);
+}
+
+/// Whether the gateway takes this connection as far as to wait for a handshake.
+async fn is_taken(gateway: &Gateway) -> bool {
+    let mut tcp = TcpStream::connect(gateway.https).await.unwrap();
+    // A refused connection is closed at once; a taken one waits for us to speak.
+    let read = tokio::time::timeout(std::time::Duration::from_millis(300), tcp.read(&mut [0; 1])).await;
+    read.is_err()
+}
+
+#[tokio::test]
+async fn connections_are_counted_in_all_and_by_address() {
+    for (setting, limit) in [
+        ("LIMITS__CONNECTIONS", "all"),
+        ("LIMITS__CONNECTIONS_PER_ADDRESS", "address"),
+    ] {
+        let setup = setup(&[(setting, "2")]).await;
+        let (one, two) = (Raw::connect(&setup.gateway).await, Raw::connect(&setup.gateway).await);
+        assert!(!is_taken(&setup.gateway).await, "{limit}");
+        let metrics = setup.gateway.metrics().await;
+        assert!(
+            metrics
+                .lines()
+                .any(|line| line.starts_with("gateway_connections_refused")
+                    && line.contains(&format!("limit=\"{limit}\""))),
+            "{metrics}"
+        );
+        drop(one);
+        eventually("room for another", async || {
+            is_taken(&setup.gateway).await.then_some(())
+        })
+        .await;
+        drop(two);
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed() {
+    let setup = setup(&[("LIMITS__IDLE_SECONDS", "1")]).await;
+    let mut one = Raw::connect(&setup.gateway).await;
+    one.send(b"GET /health/simple HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await;
+    assert!(one.rest().await.starts_with("HTTP/1.1 200"));
+    let mut two = Http2::connect(&setup.gateway).await;
+    let head = http2::request("GET", "/health/simple", &[]);
+    two.send(&frame(http2::HEADERS, http2::END_HEADERS | http2::END_STREAM, 1, &head))
+        .await;
+    assert!(two.find(|frame| frame.kind == http2::HEADERS).await.is_some());
+    assert!(
+        two.find(|frame| frame.kind == http2::GOAWAY && frame.error() != 0)
+            .await
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn concurrent_requests_of_one_http2_connection_are_bounded() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|_| Reply::Silence).await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[("LIMITS__HTTP2_STREAMS", "2")]).await;
+    let mut connection = Http2::connect(&gateway).await;
+    let settings = connection.find(|frame| frame.kind == http2::SETTINGS).await.unwrap();
+    let announced = settings.payload.chunks(6).any(|setting| setting == [0, 3, 0, 0, 0, 2]);
+    assert!(announced, "{settings:?}");
+    let head = http2::request("GET", "/openapi.json", &[]);
+    for stream in [1, 3, 5] {
+        connection
+            .send(&frame(
+                http2::HEADERS,
+                http2::END_HEADERS | http2::END_STREAM,
+                stream,
+                &head,
+            ))
+            .await;
+    }
+    let refused = connection.find(|frame| frame.kind == http2::RST_STREAM).await.unwrap();
+    assert_eq!((refused.stream, refused.error()), (5, 7), "REFUSED_STREAM");
+    eventually("the others to arrive", async || {
+        (upstream.requests().len() == 2).then_some(())
+    })
+    .await;
 }

@@ -8,6 +8,7 @@ mod access_log;
 mod cors;
 mod drain;
 mod framing;
+mod http2;
 mod limits;
 mod revocation;
 mod routes;

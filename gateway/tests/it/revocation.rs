@@ -88,6 +88,18 @@ async fn tokens_of_an_ended_session_are_refused_within_a_second() {
         200,
         "another session of the same user goes on"
     );
+
+    let following = async |value: &str| {
+        let metrics = gateway.metrics().await;
+        let mut lines = metrics
+            .lines()
+            .filter(|line| line.starts_with("gateway_revocations_connected"));
+        lines.next()?.ends_with(value).then_some(())
+    };
+    eventually("the connection to show", async || following(" 1").await).await;
+    drop(nats);
+    eventually("the interruption to show", async || following(" 0").await).await;
+    assert_eq!(get(&token).await.status(), 401, "what is known stays known");
 }
 
 /// A server whose users may do what they may on the running platform.

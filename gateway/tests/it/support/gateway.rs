@@ -155,6 +155,13 @@ impl Gateway {
             .unwrap()
     }
 
+    /// Resident memory of the process, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
     pub fn signal(&self, signal: &str) {
         self.process.signal(signal.parse().unwrap());
     }

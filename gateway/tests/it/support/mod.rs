@@ -1,6 +1,7 @@
 //! Gateway, upstream, token issuer and raw client for the tests.
 
 pub mod gateway;
+pub mod http2;
 pub mod issuer;
 pub mod raw;
 pub mod upstream;

@@ -80,6 +80,14 @@ impl Raw {
         let _ = self.stream.flush().await;
     }
 
+    /// Everything until the gateway closes.
+    pub async fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), self.stream.read_to_end(&mut bytes)).await;
+        assert!(read.is_ok(), "not closed after {:?}", String::from_utf8_lossy(&bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Reads one answer with a `content-length`, then waits a moment for the connection to close.
     pub async fn answer(&mut self) -> Answer {
         let mut bytes = Vec::new();

@@ -1,0 +1,315 @@
+//! HTTP/2 as attackers speak it: what is refused, that memory stays flat, and that others are served meanwhile.
+
+use std::time::{Duration, Instant};
+
+use crate::support::http2::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2, PING, RST_STREAM, SETTINGS, block, frame,
+    request,
+};
+use crate::support::{Gateway, Issuer, Reply, Setup, Upstream, setup};
+
+/// Memory an attack may make the process keep, in bytes.
+const GROWTH_MAX: u64 = 24 << 20;
+
+/// Others are served, and memory has not grown by much.
+struct Unharmed {
+    memory: u64,
+}
+
+impl Unharmed {
+    async fn before(gateway: &Gateway) -> Self {
+        // Buffers that every gateway makes at its first requests are no growth.
+        serve(gateway).await;
+        Self {
+            memory: gateway.memory(),
+        }
+    }
+
+    async fn check(&self, attack: &str, gateway: &Gateway) {
+        serve(gateway).await;
+        let grown = gateway.memory().saturating_sub(self.memory);
+        assert!(grown < GROWTH_MAX, "{attack}: {} KiB more", grown >> 10);
+    }
+}
+
+async fn serve(gateway: &Gateway) {
+    let client = gateway.http2();
+    for _ in 0..20 {
+        let started = Instant::now();
+        let answer = client.get(gateway.url("/openapi.json")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+}
+
+/// Sends `bytes` again and again until the gateway has had enough; returns how often it took them.
+async fn flood(connection: &mut Http2, bytes: &[u8], times: usize) -> usize {
+    for sent in 0..times {
+        if !connection.flood(bytes, Duration::from_secs(3)).await {
+            return sent;
+        }
+    }
+    times
+}
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection() {
+    let setup = setup(&[]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    let mut connection = Http2::connect(&setup.gateway).await;
+    let head = request("GET", "/openapi.json", &[]);
+    let cancel = 8_u32.to_be_bytes();
+    let mut all = Vec::new();
+    for stream in (1..20_000_u32).step_by(2) {
+        all.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &head));
+        all.extend(frame(RST_STREAM, 0, stream, &cancel));
+    }
+    connection.flood(&all, Duration::from_secs(10)).await;
+    let goaway = connection.find(|frame| frame.kind == GOAWAY).await;
+    assert!(goaway.is_none_or(|frame| frame.error() == 11), "ENHANCE_YOUR_CALM");
+    while connection.next().await.is_some() {}
+    unharmed.check("rapid reset", &setup.gateway).await;
+    let served = setup.upstream.requests().len();
+    assert!(
+        served < 2_000,
+        "{served} of 10,000 cancelled requests reached the upstream"
+    );
+}
+
+#[tokio::test]
+async fn a_flood_of_continuations_ends_the_connection() {
+    let setup = setup(&[]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    for piece in [
+        Vec::new(),
+        block(&[("x", "y")]),
+        block(&[("x", &"y".repeat(100))]).repeat(100),
+    ] {
+        let mut connection = Http2::connect(&setup.gateway).await;
+        connection
+            .send(&frame(HEADERS, END_STREAM, 1, &request("GET", "/openapi.json", &[])))
+            .await;
+        flood(&mut connection, &frame(CONTINUATION, 0, 1, &piece), 100_000).await;
+        // Panics when the connection does not end.
+        while connection.next().await.is_some() {}
+    }
+    unharmed.check("continuations", &setup.gateway).await;
+    assert_eq!(setup.upstream.requests().len(), 40, "none of these was a request");
+}
+
+#[tokio::test]
+async fn floods_of_pings_and_settings_that_nobody_reads_the_answers_of_end_the_connection() {
+    let setup = setup(&[("LIMITS__WRITE_SECONDS", "1")]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    for (name, one) in [
+        ("pings", frame(PING, 0, 0, &[0; 8])),
+        ("settings", frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])),
+    ] {
+        let mut connection = Http2::connect(&setup.gateway).await;
+        // 100 MB in all: more than any buffer on the way.
+        let times = flood(&mut connection, &one.repeat(10_000), 600).await;
+        assert!(
+            times < 600,
+            "{name}: the gateway goes on answering a client that reads nothing"
+        );
+        unharmed.check(name, &setup.gateway).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_or_half_a_thing_is_let_go() {
+    let setup = setup(&[("LIMITS__HEADER_TIMEOUT_MS", "400"), ("LIMITS__IDLE_SECONDS", "1")]).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let settings = [preface.clone(), frame(SETTINGS, 0, 0, &[])].concat();
+    let half = [
+        settings.clone(),
+        frame(HEADERS, END_STREAM, 1, &request("GET", "/openapi.json", &[])),
+    ];
+    for (name, bytes) in [
+        ("nothing", Vec::new()),
+        ("half a preface", preface[..10].to_vec()),
+        ("no request", settings.clone()),
+        ("half a head", half.concat()),
+    ] {
+        let mut connection = Http2::silent(&setup.gateway).await;
+        connection.send(&bytes).await;
+        let started = Instant::now();
+        while connection.next().await.is_some() {}
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "{name}: {:?}",
+            started.elapsed()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_408_and_the_others_of_its_connection_go_on() {
+    let setup = setup(&[("LIMITS__BODY_TIMEOUT_MS", "400")]).await;
+    let mut connection = Http2::connect(&setup.gateway).await;
+    let head = request("POST", "/api/signin", &[("content-length", "9")]);
+    connection.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    connection.send(&frame(DATA, 0, 1, b"{")).await;
+    let refused = connection
+        .find(|frame| frame.kind == DATA && frame.stream == 1)
+        .await
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&refused.payload).contains("request_timeout"),
+        "{refused:?}"
+    );
+    let head = request("GET", "/openapi.json", &[]);
+    connection
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &head))
+        .await;
+    assert!(
+        connection
+            .find(|frame| frame.kind == DATA && frame.stream == 3)
+            .await
+            .is_some()
+    );
+    assert_eq!(setup.upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_nothing() {
+    let issuer = Issuer::start().await;
+    let body = "x".repeat(8 << 20);
+    let large = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    let upstream = Upstream::with(move |request| match request.target() {
+        "/docs" => Reply::Bytes(large.clone()),
+        _ => Reply::json(200, &serde_json::json!({})),
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[("LIMITS__WRITE_SECONDS", "1")]).await;
+    let unharmed = Unharmed::before(&gateway).await;
+    let mut connections = Vec::new();
+    for _ in 0..30 {
+        // No window beyond the first 64 KiB, and nothing is read of that.
+        let mut connection = Http2::connect(&gateway).await;
+        let head = request("GET", "/docs", &[]);
+        connection
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head))
+            .await;
+        connections.push(connection);
+    }
+    unharmed.check("30 answers of 8 MiB nobody takes", &gateway).await;
+    for connection in &mut connections {
+        let end = connection
+            .find(|frame| frame.kind == RST_STREAM || frame.kind == GOAWAY)
+            .await;
+        drop(end);
+    }
+}
+
+/// Header blocks that must never become a request.
+fn tricks() -> Vec<(&'static str, Vec<u8>)> {
+    let get = |fields: &[(&str, &str)]| request("GET", "/openapi.json", fields);
+    let (method, scheme, authority, path) = (
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "localhost"),
+        (":path", "/openapi.json"),
+    );
+    vec![
+        ("CR LF in a value", get(&[("x", "a\r\nhost: evil")])),
+        ("LF in a value", get(&[("x", "a\nhost: evil")])),
+        ("NUL in a value", get(&[("x", "a\0b")])),
+        ("CR LF in a name", get(&[("x\r\nhost", "evil")])),
+        ("colon in a name", get(&[("x:y", "z")])),
+        ("capital letters", get(&[("X-Upper", "z")])),
+        ("transfer-encoding", get(&[("transfer-encoding", "chunked")])),
+        ("connection", get(&[("connection", "close")])),
+        ("keep-alive", get(&[("keep-alive", "1")])),
+        ("upgrade", get(&[("upgrade", "websocket")])),
+        ("te other than trailers", get(&[("te", "gzip")])),
+        ("another host", get(&[("host", "other")])),
+        ("two lengths", get(&[("content-length", "0"), ("content-length", "5")])),
+        (
+            "two paths",
+            block(&[method, scheme, authority, path, (":path", "/docs")]),
+        ),
+        (
+            "two methods",
+            block(&[method, (":method", "POST"), scheme, authority, path]),
+        ),
+        (
+            "pseudo-field after a field",
+            block(&[method, scheme, authority, ("x", "y"), path]),
+        ),
+        (
+            "unknown pseudo-field",
+            block(&[method, scheme, authority, path, (":x", "y")]),
+        ),
+        ("no path", block(&[method, scheme, authority])),
+        ("no method", block(&[scheme, authority, path])),
+        ("empty path", block(&[method, scheme, authority, (":path", "")])),
+        (
+            "CR LF in the path",
+            request("GET", "/docs HTTP/1.1\r\nhost: evil\r\n\r\n", &[]),
+        ),
+        ("space in the path", request("GET", "/docs HTTP/1.1", &[])),
+        ("space in the method", request("GET /docs HTTP/1.1", "/docs", &[])),
+        ("absolute path", request("GET", "https://other/docs", &[])),
+        (
+            "CR LF in the authority",
+            block(&[method, scheme, (":authority", "a\r\nx: y"), path]),
+        ),
+        (
+            "user in the authority",
+            block(&[method, scheme, (":authority", "a@localhost"), path]),
+        ),
+        (
+            "path in the authority",
+            block(&[method, scheme, (":authority", "localhost/x"), path]),
+        ),
+        ("no authority", block(&[method, scheme, path])),
+        (
+            "CONNECT",
+            block(&[(":method", "CONNECT"), (":authority", "localhost:1")]),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn no_trick_with_fields_reaches_an_upstream() {
+    let Setup { gateway, upstream, .. } = setup(&[]).await;
+    let mut passed = Vec::new();
+    for (name, head) in tricks() {
+        let mut connection = Http2::connect(&gateway).await;
+        connection
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head))
+            .await;
+        let answer = connection
+            .find(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY))
+            .await;
+        let is_success = answer.as_ref().is_some_and(|frame| {
+            // 0x88 is `:status: 200` of the static table.
+            frame.kind == HEADERS && frame.flags & END_HEADERS != 0 && frame.payload.first() == Some(&0x88)
+        });
+        let leaked = upstream.bytes();
+        if is_success || !leaked.is_empty() {
+            passed.push(format!("{name}: {answer:?} {}", String::from_utf8_lossy(&leaked)));
+        }
+    }
+    assert!(passed.is_empty(), "{}", passed.join("\n"));
+}
+
+#[tokio::test]
+async fn a_body_of_another_length_than_declared_is_refused() {
+    let setup = setup(&[]).await;
+    for (declared, sent) in [("2", &b"{} smuggled"[..]), ("20", b"{}")] {
+        let mut connection = Http2::connect(&setup.gateway).await;
+        let head = request("POST", "/api/signin", &[("content-length", declared)]);
+        connection.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+        connection.send(&frame(DATA, END_STREAM, 1, sent)).await;
+        let end = connection
+            .find(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY))
+            .await;
+        assert!(
+            end.is_none_or(|frame| frame.kind != HEADERS || frame.payload.first() != Some(&0x88)),
+            "{declared}"
+        );
+    }
+    assert!(setup.upstream.bytes().is_empty());
+}
