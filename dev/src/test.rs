@@ -23,6 +23,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
+    install::chart_modules(&say)?;
     if !args.no_lint {
         step("formatting", &["fmt", "--all", "--check"], &stop)?;
         let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];

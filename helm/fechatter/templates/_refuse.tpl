@@ -1,0 +1,80 @@
+{{/*
+What values.schema.json cannot say: values that contradict each other or lack a secret. All faults at once, each with what to set.
+*/}}
+{{- define "fechatter.refuse" -}}
+{{- $faults := list -}}
+{{- $v := .Values -}}
+{{- $tls := $v.gateway.tls -}}
+{{- if and $tls.existingSecret $tls.certManager.enabled -}}
+{{- $faults = append $faults "gateway.tls: two sources of the certificate; set either existingSecret or certManager.enabled, not both" -}}
+{{- else if not (or $tls.existingSecret $tls.certManager.enabled) -}}
+{{- $faults = append $faults "gateway.tls.existingSecret: set it to a Secret with tls.crt and tls.key, or set gateway.tls.certManager.enabled; the gateway serves HTTPS only" -}}
+{{- end -}}
+{{- if $tls.certManager.enabled -}}
+{{- if not $tls.certManager.issuerName -}}
+{{- $faults = append $faults "gateway.tls.certManager.issuerName: set it to the issuer that signs the certificate" -}}
+{{- end -}}
+{{- if not $v.gateway.publicHost -}}
+{{- $faults = append $faults "gateway.publicHost: set it to the name the certificate is for, such as chat.example.org" -}}
+{{- end -}}
+{{- end -}}
+{{- if not $v.chat.signingKeys.existingSecret -}}
+{{- $faults = append $faults "chat.signingKeys.existingSecret: set it to a Secret of signing keys; make one with `chat_service keys new --dir keys` and `kubectl create secret generic fechatter-signing-keys --from-file=keys`" -}}
+{{- end -}}
+{{- if and $v.database.existingSecret $v.database.bundled.enabled -}}
+{{- $faults = append $faults "database: two sources; set either existingSecret (an external server) or bundled.enabled, not both" -}}
+{{- else if not (or $v.database.existingSecret $v.database.bundled.enabled) -}}
+{{- $faults = append $faults "database.existingSecret: set it to a Secret with owner-url, chat-url, notify-url and indexer-url, or set database.bundled.enabled for a trial" -}}
+{{- end -}}
+{{- if and $v.database.bundled.enabled (not $v.database.bundled.existingSecret) -}}
+{{- $faults = append $faults "database.bundled.existingSecret: set it to a Secret with postgres-password, owner-password, chat-password, notify-password and indexer-password" -}}
+{{- end -}}
+{{- if and $v.nats.url $v.nats.bundled.enabled -}}
+{{- $faults = append $faults "nats: two sources; set either url (an external server) or bundled.enabled, not both" -}}
+{{- else if not (or $v.nats.url $v.nats.bundled.enabled) -}}
+{{- $faults = append $faults "nats.url: set it to the NATS servers, such as nats://nats.nats:4222, or set nats.bundled.enabled for a trial" -}}
+{{- end -}}
+{{- if not $v.nats.existingSecret -}}
+{{- $faults = append $faults "nats.existingSecret: set it to a Secret with gateway-password, chat-password, notify-password and indexer-password" -}}
+{{- end -}}
+{{- if and $v.nats.bundled.enabled (gt (int $v.nats.streamReplicas) 1) -}}
+{{- $faults = append $faults "nats.streamReplicas: the bundled NATS is one server; set 1, or nats.url to a cluster" -}}
+{{- end -}}
+{{- if eq $v.indexer.engine "meilisearch" -}}
+{{- if and $v.meilisearch.url $v.meilisearch.bundled.enabled -}}
+{{- $faults = append $faults "meilisearch: two sources; set either url (an external server) or bundled.enabled, not both" -}}
+{{- else if not (or $v.meilisearch.url $v.meilisearch.bundled.enabled) -}}
+{{- $faults = append $faults "meilisearch.url: set it, or meilisearch.bundled.enabled, or indexer.engine to embedded" -}}
+{{- end -}}
+{{- if not $v.meilisearch.existingSecret -}}
+{{- $faults = append $faults "meilisearch.existingSecret: set it to a Secret with api-key (and master-key for the bundled server)" -}}
+{{- end -}}
+{{- else -}}
+{{- if or $v.meilisearch.url $v.meilisearch.bundled.enabled -}}
+{{- $faults = append $faults "meilisearch: it would not be used; set indexer.engine to meilisearch, or leave url empty and bundled.enabled false" -}}
+{{- end -}}
+{{- if or $v.indexer.autoscaling.enabled (and (not (kindIs "invalid" $v.indexer.replicas)) (gt (int $v.indexer.replicas) 1)) -}}
+{{- $faults = append $faults "indexer.replicas: the embedded engine is one process with one disk; set 1 and autoscaling.enabled false, or indexer.engine to meilisearch" -}}
+{{- end -}}
+{{- end -}}
+{{- range $component := list "gateway" "chat" "notify" "indexer" -}}
+{{- $values := index $v $component -}}
+{{- if and $values.autoscaling.enabled (not (kindIs "invalid" $values.replicas)) -}}
+{{- $faults = append $faults (printf "%s.replicas: an autoscaler sets the number; leave replicas out, or set %s.autoscaling.enabled to false" $component $component) -}}
+{{- end -}}
+{{- if and $values.autoscaling.enabled (gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) -}}
+{{- $faults = append $faults (printf "%s.autoscaling.maxReplicas: %d is below minReplicas %d; raise it" $component (int $values.autoscaling.maxReplicas) (int $values.autoscaling.minReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $v.gateway.service.type "ClusterIP" -}}
+{{- if $v.gateway.service.loadBalancerSourceRanges -}}
+{{- $faults = append $faults "gateway.service.loadBalancerSourceRanges: only a LoadBalancer heeds it; set gateway.service.type to LoadBalancer or leave it empty" -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (int $v.gateway.service.httpsPort) (int $v.gateway.service.httpPort) -}}
+{{- $faults = append $faults "gateway.service.httpPort: must differ from httpsPort" -}}
+{{- end -}}
+{{- if $faults -}}
+{{- fail (printf "\n\n  * %s\n" (join "\n  * " $faults)) -}}
+{{- end -}}
+{{- end -}}

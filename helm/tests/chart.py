@@ -1,0 +1,59 @@
+"""The chart as the tests see it: rendered by the real Helm engine, as objects."""
+
+import copy
+import pathlib
+
+import helm_python
+import yaml
+
+CHART = pathlib.Path(__file__).resolve().parent.parent / "fechatter"
+EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "examples").glob("*.yaml"))}
+SERVICES = ("gateway", "chat", "notify", "indexer")
+
+
+def merge(base, patch):
+    """`patch` over `base`, as Helm merges values files."""
+    merged = copy.deepcopy(base)
+    for key, value in patch.items():
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def at(path, value):
+    """The values that set one dotted path."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def files(values, name="fechatter", namespace="chat"):
+    """The text of each rendered template."""
+    with helm_python.Chart.load(CHART) as chart:
+        return chart.render(values=values, name=name, namespace=namespace, revision=1)
+
+
+def objects(values, **release):
+    """The rendered objects, hooks and tests included."""
+    found = []
+    for path, text in files(values, **release).items():
+        if not path.endswith("NOTES.txt"):
+            found += [document for document in yaml.safe_load_all(text) if document]
+    return found
+
+
+def pod_of(item):
+    """(labels, pod spec) of an object that makes pods, else None."""
+    if item["kind"] == "Pod":
+        return item["metadata"]["labels"], item["spec"]
+    template = item.get("spec", {}).get("template")
+    return (template["metadata"]["labels"], template["spec"]) if template else None
+
+
+def pods(items):
+    """Component to (labels, pod spec)."""
+    found = {}
+    for item in items:
+        pod = pod_of(item)
+        if pod:
+            found[pod[0]["app.kubernetes.io/component"]] = pod
+    return found

@@ -1,0 +1,244 @@
+"""What is rendered: valid for Kubernetes, restricted, and with no other flow than the drawn ones."""
+
+import re
+import unittest
+
+import jsonschema
+import kubernetes_validate
+
+from chart import EXAMPLES, SERVICES, objects, pod_of, pods
+
+VERSIONS = ("1.27", "1.30", "1.34", "1.37")
+
+# The parts of the custom resources that are used, closed so that a misspelt field is found. Their operators' own schemas
+# (cert-manager.io/v1, monitoring.coreos.com/v1) say the same of these fields.
+TEXT = {"type": "string", "minLength": 1}
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+
+
+def closed(required, **properties):
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+RULE = closed(
+    ["expr"],
+    record=TEXT,
+    alert=TEXT,
+    expr=TEXT,
+    **{"for": {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"}, "keep_firing_for": {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"}},
+    labels=TEXTS,
+    annotations=TEXTS,
+)
+CUSTOM = {
+    ("cert-manager.io/v1", "Certificate"): closed(
+        ["secretName", "issuerRef", "dnsNames"],
+        secretName=TEXT,
+        dnsNames={"type": "array", "minItems": 1, "items": TEXT},
+        privateKey=closed([], algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}, rotationPolicy={"enum": ["Never", "Always"]}),
+        issuerRef=closed(["name"], group=TEXT, kind=TEXT, name=TEXT),
+    ),
+    ("monitoring.coreos.com/v1", "PodMonitor"): closed(
+        ["selector", "podMetricsEndpoints"],
+        selector={"type": "object"},
+        podMetricsEndpoints={"type": "array", "minItems": 1, "items": closed([], port=TEXT, path=TEXT, interval={"type": "string", "pattern": r"^(\d+[smh])+$"})},
+    ),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): closed(
+        ["groups"],
+        groups={"type": "array", "minItems": 1, "items": closed(["name", "rules"], name=TEXT, interval=TEXT, rules={"type": "array", "minItems": 1, "items": RULE})},
+    ),
+}
+
+
+def unrestricted(labels, spec):
+    """What the restricted Pod Security Standard forbids in a pod."""
+    security = spec.get("securityContext", {})
+    if security.get("runAsUser") == 0 or security.get("runAsNonRoot") is not True:
+        yield "may run as root"
+    if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+        yield "no seccomp profile"
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        yield "shares the host's namespaces"
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+    for volume in spec.get("volumes", []):
+        if not set(volume) - {"name"} <= allowed:
+            yield f"volume {volume}"
+    for container in spec["containers"] + spec.get("initContainers", []):
+        security = container.get("securityContext", {})
+        if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+            yield "may become more"
+        if security.get("capabilities", {}).get("drop") != ["ALL"] or security.get("capabilities", {}).get("add"):
+            yield "keeps capabilities"
+        if security.get("readOnlyRootFilesystem") is not True:
+            yield "writes on its root"
+        if any("hostPort" in port for port in container.get("ports", [])):
+            yield "host port"
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "gets a token of the cluster"
+
+
+def matches(selector, labels):
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def peers_of(rule, direction, components):
+    """Components and outside places a rule allows; `*` is anywhere."""
+    if direction not in rule:
+        return {"*"}
+    found = set()
+    for peer in rule[direction]:
+        if set(peer) == {"podSelector"}:
+            found |= {name for name, (labels, _) in components.items() if matches(peer["podSelector"], labels)}
+        else:
+            found.add("outside")
+    return found
+
+
+def flows(items):
+    """(from, to, port) that the policies allow: between pods both ends must agree."""
+    components = pods(items)
+    policies = [item for item in items if item["kind"] == "NetworkPolicy"]
+    sends, takes = set(), set()
+    for name, (labels, _) in components.items():
+        for policy in policies:
+            if not matches(policy["spec"]["podSelector"], labels):
+                continue
+            for rule in policy["spec"].get("egress", []):
+                for port in rule["ports"]:
+                    sends |= {(name, peer, port["port"]) for peer in peers_of(rule, "to", components)}
+            for rule in policy["spec"].get("ingress", []):
+                for port in rule["ports"]:
+                    takes |= {(peer, name, port["port"]) for peer in peers_of(rule, "from", components)}
+    within = {
+        flow
+        for flow in {(a, b, p) for a, peer, p in sends for b in components if peer in (b, "*") and a != b}
+        if flow in takes or ("*", flow[1], flow[2]) in takes
+    }
+    out = {(a, "outside", p) for a, peer, p in sends if peer in ("*", "outside")}
+    into = {("outside", b, p) for peer, b, p in takes if peer in ("*", "outside")}
+    return within | out | into
+
+
+# The picture of ARCHITECTURE.md; what every pod may ask of name servers is added by the test.
+EDGE = {
+    ("outside", "gateway", 8443), ("outside", "gateway", 8080), ("test", "gateway", 8443),
+    ("gateway", "chat", 6688), ("gateway", "notify", 6687), ("gateway", "indexer", 6689),
+    ("notify", "chat", 6688), ("indexer", "chat", 6688),
+}
+
+
+def drawn(postgres, nats, more=()):
+    flows = {(a, postgres, 5432) for a in ("chat", "notify", "indexer", "migrations")}
+    flows |= {(a, nats, 4222) for a in SERVICES}
+    flows |= {(a, "outside", 53) for a in (*SERVICES, "migrations", "test")}
+    return EDGE | flows | set(more)
+
+
+DRAWN = {
+    "small": drawn("outside", "outside"),
+    "trial": drawn("postgres", "nats"),
+    "production": drawn(
+        "outside",
+        "outside",
+        {("indexer", "outside", 7700)}
+        | {(a, "outside", 4318) for a in SERVICES}
+        | {("outside", b, p) for b, p in (("gateway", 9443), ("chat", 9688), ("notify", 9687), ("indexer", 9689))},
+    ),
+}
+
+
+class Objects(unittest.TestCase):
+    def each(self):
+        for name, values in EXAMPLES.items():
+            for item in objects(values):
+                with self.subTest(f"{name} {item['kind']} {item['metadata']['name']}"):
+                    yield item
+
+    def test_valid_for_kubernetes(self):
+        for item in self.each():
+            custom = CUSTOM.get((item["apiVersion"], item["kind"]))
+            if custom:
+                jsonschema.validate(item["spec"], custom)
+                continue
+            for version in VERSIONS:
+                kubernetes_validate.validate(item, version, strict=True)
+
+    def test_every_pod_is_restricted(self):
+        seen = 0
+        for item in self.each():
+            pod = pod_of(item)
+            if pod:
+                seen += 1
+                self.assertEqual(list(unrestricted(*pod)), [])
+        self.assertGreaterEqual(seen, 18)
+
+    def test_the_flows_are_the_drawn_ones(self):
+        for name, values in EXAMPLES.items():
+            with self.subTest(name):
+                allowed, wanted = flows(objects(values)), DRAWN[name]
+                self.assertEqual((allowed - wanted, wanted - allowed), (set(), set()))
+
+    def test_an_undrawn_flow_would_be_found(self):
+        items = objects(EXAMPLES["trial"])
+        policy = next(i for i in items if i["kind"] == "NetworkPolicy" and i["metadata"]["name"].endswith("-postgres"))
+        del policy["spec"]["ingress"][0]["from"]
+        gateway = next(i for i in items if i["kind"] == "NetworkPolicy" and i["metadata"]["name"].endswith("-gateway"))
+        gateway["spec"]["egress"].append({"ports": [{"port": 5432}]})
+        self.assertIn(("gateway", "postgres", 5432), flows(items))
+
+    def test_names_meet(self):
+        """Services select pods and name ports that exist; so do probes, mounts and accounts."""
+        for name, values in EXAMPLES.items():
+            items = objects(values)
+            components = pods(items)
+            accounts = {i["metadata"]["name"] for i in items if i["kind"] == "ServiceAccount"}
+            for item in items:
+                with self.subTest(f"{name} {item['kind']} {item['metadata']['name']}"):
+                    if item["kind"] in ("Service", "PodDisruptionBudget"):
+                        selector = item["spec"]["selector"]
+                        selector = selector.get("matchLabels", selector)
+                        chosen = [spec for labels, spec in components.values() if selector.items() <= labels.items()]
+                        self.assertEqual(len(chosen), 1)
+                        ports = {port["name"] for port in chosen[0]["containers"][0]["ports"]}
+                        self.assertLessEqual({port["targetPort"] for port in item["spec"].get("ports", [])}, ports)
+                    pod = pod_of(item)
+                    if not pod:
+                        continue
+                    spec = pod[1]
+                    self.assertIn(spec["serviceAccountName"], accounts)
+                    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+                    volumes |= {claim["metadata"]["name"] for claim in item["spec"].get("volumeClaimTemplates", [])}
+                    mounts = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
+                    self.assertEqual(volumes, mounts)
+
+    def test_no_secret_is_in_a_config_map_or_a_plain_variable(self):
+        for item in self.each():
+            if item["kind"] == "ConfigMap":
+                # References such as $CHAT_PASSWORD and :'chat' are no secrets; a quoted literal would be.
+                for text in item["data"].values():
+                    self.assertIsNone(re.search(r"(?i)password:?\s*[=:]\s*\"[^\"$]", text))
+            self.assertNotEqual(item["kind"], "Secret")
+            pod = pod_of(item)
+            for container in pod[1]["containers"] if pod else []:
+                for variable in container.get("env", []):
+                    if re.search("PASSWORD|MASTER_KEY|DATABASE.*URL|MEILI_KEY", variable["name"]):
+                        plain = variable.get("value", "$(")
+                        self.assertIn("$(", plain, variable["name"])
+
+    def test_scaling_and_shutdown(self):
+        for name, values in EXAMPLES.items():
+            items = objects(values)
+            scaled = {i["spec"]["scaleTargetRef"]["name"] for i in items if i["kind"] == "HorizontalPodAutoscaler"}
+            for item in (i for i in items if i["kind"] == "Deployment"):
+                with self.subTest(f"{name} {item['metadata']['name']}"):
+                    self.assertEqual("replicas" in item["spec"], item["metadata"]["name"] not in scaled)
+                    env = {v["name"]: v.get("value") for v in item["spec"]["template"]["spec"]["containers"][0]["env"]}
+                    drains = sum(int(v) for k, v in env.items() if k.endswith("DRAIN_SECONDS"))
+                    drains += sum(int(v) / 1000 for k, v in env.items() if "__DRAIN__" in k or k.endswith("DRAIN_DELAY_MS"))
+                    self.assertGreater(drains, 0)
+                    self.assertGreaterEqual(item["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], drains + 10)
+        budgets = {i["metadata"]["name"] for i in objects(EXAMPLES["small"]) if i["kind"] == "PodDisruptionBudget"}
+        self.assertEqual(budgets, {"fechatter-gateway", "fechatter-chat", "fechatter-notify"})
+
+
+if __name__ == "__main__":
+    unittest.main()
