@@ -5,7 +5,6 @@
 pub mod config;
 pub mod error;
 pub mod handlers;
-pub mod openapi;
 pub mod outbox_relay;
 pub mod passwords;
 pub mod repositories;
@@ -14,11 +13,10 @@ pub mod signing_keys;
 pub mod state;
 
 use axum::Router;
-use axum::routing::get;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use handlers::{auth, chats, keys, members, messages, sessions, users, workspaces};
+use handlers::{auth, chats, keys, members, messages, openapi, sessions, users, workspaces};
 pub use state::AppState;
 
 /// Every documented route with its handler.
@@ -52,19 +50,18 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(messages::message_history))
         .routes(routes!(messages::mark_read))
         .routes(routes!(keys::jwks))
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(openapi::docs))
+        .routes(routes!(openapi::docs_file))
 }
 
-/// The OpenAPI document of this service's routes.
+/// The OpenAPI document of this service's routes, a part of the public one.
 pub fn document() -> utoipa::openapi::OpenApi {
-    openapi::complete(documented().into_openapi())
+    documented().into_openapi()
 }
 
 /// All routes; `health` are the two health routes of this process.
-pub fn router(state: AppState, health: Router) -> anyhow::Result<Router> {
-    let document = handlers::openapi::Document(document().to_json()?.into());
+pub fn router(state: AppState, health: Router) -> Router {
     let routes = Router::from(documented()).with_state(state);
-    let described = Router::new()
-        .route("/openapi.json", get(handlers::openapi::openapi))
-        .with_state(document);
-    Ok(service_runtime::layers::apply(routes.merge(described).merge(health)))
+    service_runtime::layers::apply(routes.merge(health))
 }

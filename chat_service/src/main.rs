@@ -1,6 +1,6 @@
 //! The chat_service process: configuration, pool, relay, listeners, drain. No logic.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use fechatter_core::health::Status;
 use secrecy::ExposeSecret;
 use service_runtime::process::{self, Process};
-use service_runtime::{admin, health, nats, serve};
+use service_runtime::{admin, health, nats, openapi, serve};
 
 use chat_service::config::{Config, ENV_PREFIX};
 use chat_service::outbox_relay::{self, Wake};
@@ -34,6 +34,8 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Prints the OpenAPI document of this service's routes.
+    Openapi,
 }
 
 #[derive(Subcommand)]
@@ -48,20 +50,12 @@ enum KeysCommand {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(Command::Keys {
-        command: KeysCommand::New { dir },
-    }) = args.command
-    {
-        return match signing_keys::generate(&dir) {
-            Ok(path) => {
-                process::complain(&format!("new signing key {}", path.display()));
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                process::complain(&format!("{error:#}"));
-                ExitCode::FAILURE
-            }
-        };
+    match args.command {
+        Some(Command::Keys {
+            command: KeysCommand::New { dir },
+        }) => return new_key(&dir),
+        Some(Command::Openapi) => return openapi::print(&chat_service::document()),
+        None => {}
     }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
@@ -69,6 +63,19 @@ fn main() -> ExitCode {
             process::run("chat_service", &log, |process| serve(config, process))
         }
         Err(code) => code,
+    }
+}
+
+fn new_key(dir: &Path) -> ExitCode {
+    match signing_keys::generate(dir) {
+        Ok(path) => {
+            process::complain(&format!("new signing key {}", path.display()));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            process::complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -109,7 +116,7 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
         drain: Duration::from_secs(config.drain_seconds),
         ..serve::Options::default()
     };
-    let app = router(state, checks.routes())?;
+    let app = router(state, checks.routes());
     let relay_guard = process::critical("outbox relay", &shutdown, relay);
     tokio::pin!(relay_guard);
     tokio::select! {

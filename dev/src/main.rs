@@ -2,6 +2,7 @@
 
 mod cargo;
 mod lines;
+mod openapi;
 mod sqlx;
 mod test;
 mod up;
@@ -28,6 +29,8 @@ enum Command {
     Install,
     /// Renews `.sqlx`, what queries are checked against at build time.
     Sqlx(sqlx::Args),
+    /// Renews `docs/openapi.json` from what the processes describe.
+    Openapi(openapi::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
+        Command::Openapi(args) => openapi::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

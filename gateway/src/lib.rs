@@ -20,6 +20,7 @@ pub mod http2;
 pub mod identity;
 pub mod listener;
 pub mod metrics;
+pub mod openapi;
 pub mod path;
 pub mod pipeline;
 pub mod proxy;

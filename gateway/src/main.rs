@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gateway::config::{Config, ENV_PREFIX};
-use service_runtime::process;
+use service_runtime::{openapi, process};
 
 /// The edge of Fechatter.
 #[derive(Debug, Parser)]
@@ -29,13 +29,17 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Print the OpenAPI document of what the gateway answers itself.
+    Openapi,
 }
 
 fn main() -> ExitCode {
     gateway::tls::install_provider();
     let arguments = Arguments::parse();
-    if let Some(Command::DevCertificate { dir }) = arguments.command {
-        return dev_certificate(&dir);
+    match arguments.command {
+        Some(Command::DevCertificate { dir }) => return dev_certificate(&dir),
+        Some(Command::Openapi) => return openapi::print(&gateway::openapi::document()),
+        None => {}
     }
     let config: Config = match process::load(ENV_PREFIX, arguments.config.as_deref()) {
         Ok(config) => config,

@@ -135,6 +135,7 @@ const TABLE: &[(&str, Access, Group, &[MethodRule])] = {
         ("/events/ticket",                                  Required, Notify, &[(POST, Stream, 16 * KIB)]),
         ("/openapi.json",                                   Public,   Chat, &[(GET, Read, 0)]),
         ("/docs",                                           Public,   Chat, &[(GET, Read, 0)]),
+        ("/docs/{file}",                                    Public,   Chat, &[(GET, Read, 0)]),
         ("/.well-known/jwks.json",                          Public,   Chat, &[(GET, Read, 0)]),
     ]
 };
@@ -341,6 +342,7 @@ mod tests {
                 "/api/signin",
                 "/api/signup",
                 "/docs",
+                "/docs/{file}",
                 "/health",
                 "/health/simple",
                 "/openapi.json"

@@ -24,7 +24,7 @@ fn documented() -> OpenApiRouter<AppState> {
 }
 
 /// The OpenAPI document of the search routes, to be merged into the public one.
-pub fn openapi() -> utoipa::openapi::OpenApi {
+pub fn document() -> utoipa::openapi::OpenApi {
     documented().into_openapi()
 }
 
@@ -38,7 +38,7 @@ pub fn router(state: AppState, health: Router) -> Router {
 mod tests {
     #[test]
     fn the_search_route_is_described() {
-        let document = serde_json::to_value(super::openapi()).unwrap();
+        let document = serde_json::to_value(super::document()).unwrap();
         let operation = &document["paths"]["/api/search/messages"]["get"];
         let names: Vec<&str> = operation["parameters"]
             .as_array()

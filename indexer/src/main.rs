@@ -13,7 +13,7 @@ use fechatter_core::token::Verifier;
 use secrecy::ExposeSecret;
 use service_runtime::auth::Authenticator;
 use service_runtime::process::{self, Process};
-use service_runtime::{admin, health, jwks, nats, serve};
+use service_runtime::{admin, health, jwks, nats, openapi, serve};
 
 use indexer::config::{Config, ENV_PREFIX, EngineKind};
 use indexer::consumer::Consumer;
@@ -43,17 +43,22 @@ enum Command {
     ///
     /// Asks the indexer that runs with this configuration, by its admin listener; when none runs, rebuilds by itself.
     Reindex,
+    /// Prints the OpenAPI document of this service's routes.
+    Openapi,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if matches!(args.command, Some(Command::Openapi)) {
+        return openapi::print(&indexer::document());
+    }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
             let log = config.log.clone();
             process::run("indexer", &log, |process| async move {
                 match args.command {
-                    None => run(config, process).await,
                     Some(Command::Reindex) => command::reindex(config, process).await,
+                    _ => run(config, process).await,
                 }
             })
         }

@@ -38,7 +38,7 @@ fn documented() -> OpenApiRouter<AppState> {
 }
 
 /// The OpenAPI document of these routes, to be merged into the public one.
-pub fn openapi() -> utoipa::openapi::OpenApi {
+pub fn document() -> utoipa::openapi::OpenApi {
     documented().into_openapi()
 }
 

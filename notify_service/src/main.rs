@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use fechatter_core::health::Status;
 use fechatter_core::token::Verifier;
 use rand::seq::SliceRandom;
 use secrecy::ExposeSecret;
 use service_runtime::auth::Authenticator;
 use service_runtime::process::{self, Process};
-use service_runtime::{admin, health, jwks, nats, serve};
+use service_runtime::{admin, health, jwks, nats, openapi, serve};
 use tokio_util::sync::CancellationToken;
 
 use notify_service::config::{Config, ENV_PREFIX};
@@ -37,12 +37,23 @@ const AFTER_DRAIN: Duration = Duration::from_secs(5);
 #[command(name = "notify_service", version)]
 struct Args {
     /// TOML file; environment variables FECHATTER_NOTIFY__… go over it.
-    #[arg(long)]
+    #[arg(long, global = true)]
     config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints the OpenAPI document of this service's routes.
+    Openapi,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Command::Openapi) = args.command {
+        return openapi::print(&notify_service::document());
+    }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
             let log = config.log.clone();

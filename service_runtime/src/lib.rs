@@ -1,5 +1,5 @@
 //! What every Fechatter process shares at run time: the frame of `main`, configuration sections, problem answers,
-//! extractors, bearer authentication, JWKS, the request layer, health, the admin listener, NATS, serve and drain.
+//! extractors, bearer authentication, JWKS, the request layer, the API document, health, the admin listener, NATS, serve and drain.
 //!
 //! What must not be here: business rules (`fechatter_core`), SQL (each service's `repositories`), telemetry set-up
 //! (`observability`).
@@ -13,6 +13,7 @@ pub mod health;
 pub mod jwks;
 pub mod layers;
 pub mod nats;
+pub mod openapi;
 pub mod process;
 pub mod serve;
 pub mod write_timeout;

@@ -77,7 +77,7 @@ pub struct TokensView {
 }
 
 /// Makes an account, and a workspace or a membership of one.
-#[utoipa::path(post, path = "/api/signup", tag = "auth", operation_id = "sign_up", request_body = SignUpRequest,
+#[utoipa::path(post, path = "/api/signup", tag = "auth", operation_id = "sign_up", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))), request_body = SignUpRequest,
     responses((status = 201, description = "Signed up and signed in", body = TokensView)))]
 pub async fn sign_up(
     State(auth): State<AuthService>,
@@ -96,7 +96,7 @@ pub async fn sign_up(
 }
 
 /// Opens a session.
-#[utoipa::path(post, path = "/api/signin", tag = "auth", operation_id = "sign_in", request_body = SignInRequest,
+#[utoipa::path(post, path = "/api/signin", tag = "auth", operation_id = "sign_in", extensions(("x-problem-codes" = json!(["invalid_credentials"]))), request_body = SignInRequest,
     responses((status = 200, description = "Signed in", body = TokensView)))]
 pub async fn sign_in(
     State(auth): State<AuthService>,
@@ -109,7 +109,7 @@ pub async fn sign_in(
 }
 
 /// Trades a refresh token for new tokens; each refresh token works once.
-#[utoipa::path(post, path = "/api/refresh", tag = "auth", operation_id = "refresh", request_body = RefreshRequest,
+#[utoipa::path(post, path = "/api/refresh", tag = "auth", operation_id = "refresh", extensions(("x-problem-codes" = json!(["unauthenticated", "invalid_token"]))), request_body = RefreshRequest,
     responses((status = 200, description = "New tokens", body = TokensView)))]
 pub async fn refresh(
     State(auth): State<AuthService>,

@@ -67,7 +67,7 @@ pub async fn list_chats(
 }
 
 /// Makes a chat. A single chat with somebody one has one with is returned with 200.
-#[utoipa::path(post, path = "/api/chat", tag = "chats", operation_id = "create_chat", request_body = CreateChatRequest,
+#[utoipa::path(post, path = "/api/chat", tag = "chats", operation_id = "create_chat", extensions(("x-problem-codes" = json!(["conflict"]))), request_body = CreateChatRequest,
     security(("bearer" = [])),
     responses((status = 201, description = "Made", body = ChatView), (status = 200, description = "The single chat that exists", body = ChatView)))]
 pub async fn create_chat(
@@ -91,7 +91,7 @@ pub async fn create_chat(
 }
 
 /// One chat of the caller's.
-#[utoipa::path(get, path = "/api/chat/{id}", tag = "chats", operation_id = "get_chat", params(("id" = ChatId, Path,)),
+#[utoipa::path(get, path = "/api/chat/{id}", tag = "chats", operation_id = "get_chat", extensions(("x-problem-codes" = json!(["forbidden"]))), params(("id" = ChatId, Path, description = "The chat.")),
     security(("bearer" = [])), responses((status = 200, description = "The chat", body = ChatView)))]
 pub async fn get_chat(
     State(chats): State<ChatService>,
@@ -102,7 +102,7 @@ pub async fn get_chat(
 }
 
 /// Renames or describes a chat; its owner may.
-#[utoipa::path(patch, path = "/api/chat/{id}", tag = "chats", operation_id = "update_chat", params(("id" = ChatId, Path,)),
+#[utoipa::path(patch, path = "/api/chat/{id}", tag = "chats", operation_id = "update_chat", extensions(("x-problem-codes" = json!(["forbidden"]))), params(("id" = ChatId, Path, description = "The chat.")),
     request_body = UpdateChatRequest, security(("bearer" = [])),
     responses((status = 200, description = "The chat as it is now", body = ChatView)))]
 pub async fn update_chat(
@@ -119,7 +119,7 @@ pub async fn update_chat(
 }
 
 /// Ends a chat for everybody at once; its owner may.
-#[utoipa::path(delete, path = "/api/chat/{id}", tag = "chats", operation_id = "delete_chat", params(("id" = ChatId, Path,)),
+#[utoipa::path(delete, path = "/api/chat/{id}", tag = "chats", operation_id = "delete_chat", extensions(("x-problem-codes" = json!(["forbidden"]))), params(("id" = ChatId, Path, description = "The chat.")),
     security(("bearer" = [])), responses((status = 204, description = "The chat has ended")))]
 pub async fn delete_chat(
     State(chats): State<ChatService>,

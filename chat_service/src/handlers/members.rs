@@ -46,8 +46,8 @@ pub struct Members {
 }
 
 /// Members of a chat.
-#[utoipa::path(get, path = "/api/chat/{id}/members", tag = "members", operation_id = "list_members",
-    params(("id" = ChatId, Path,), ListQuery), security(("bearer" = [])),
+#[utoipa::path(get, path = "/api/chat/{id}/members", tag = "members", operation_id = "list_members", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ListQuery), security(("bearer" = [])),
     responses((status = 200, description = "Members", body = Page<MemberView>)))]
 pub async fn list_members(
     State(members): State<MemberService>,
@@ -63,8 +63,8 @@ pub async fn list_members(
 }
 
 /// Adds members; the chat's owner may. Adding a member again changes nothing.
-#[utoipa::path(post, path = "/api/chat/{id}/members", tag = "members", operation_id = "add_members",
-    params(("id" = ChatId, Path,)), request_body = MembersRequest, security(("bearer" = [])),
+#[utoipa::path(post, path = "/api/chat/{id}/members", tag = "members", operation_id = "add_members", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat.")), request_body = MembersRequest, security(("bearer" = [])),
     responses((status = 201, description = "They are members now", body = Members)))]
 pub async fn add_members(
     State(members): State<MemberService>,
@@ -77,8 +77,8 @@ pub async fn add_members(
 }
 
 /// Removes members; the chat's owner may.
-#[utoipa::path(delete, path = "/api/chat/{id}/members", tag = "members", operation_id = "remove_members",
-    params(("id" = ChatId, Path,), RemoveQuery), request_body = Option<MembersRequest>, security(("bearer" = [])),
+#[utoipa::path(delete, path = "/api/chat/{id}/members", tag = "members", operation_id = "remove_members", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat."), RemoveQuery), request_body = Option<MembersRequest>, security(("bearer" = [])),
     responses((status = 204, description = "They are no members any more")))]
 pub async fn remove_members(
     State(members): State<MemberService>,
@@ -103,8 +103,8 @@ fn parse_ids(list: &str) -> Result<Vec<UserId>, Problem> {
 }
 
 /// Hands the chat over to this member; the chat's owner may.
-#[utoipa::path(patch, path = "/api/chat/{id}/members/{member_id}", tag = "members", operation_id = "update_member",
-    params(("id" = ChatId, Path,), ("member_id" = UserId, Path,)), request_body = UpdateMemberRequest, security(("bearer" = [])),
+#[utoipa::path(patch, path = "/api/chat/{id}/members/{member_id}", tag = "members", operation_id = "update_member", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ("member_id" = UserId, Path, description = "The member who is to own the chat.")), request_body = UpdateMemberRequest, security(("bearer" = [])),
     responses((status = 200, description = "The new owner", body = MemberView)))]
 pub async fn update_member(
     State(members): State<MemberService>,
@@ -119,7 +119,7 @@ pub async fn update_member(
 }
 
 /// Joins a public channel.
-#[utoipa::path(post, path = "/api/chat/{id}/join", tag = "members", operation_id = "join_chat", params(("id" = ChatId, Path,)),
+#[utoipa::path(post, path = "/api/chat/{id}/join", tag = "members", operation_id = "join_chat", extensions(("x-problem-codes" = json!(["forbidden"]))), params(("id" = ChatId, Path, description = "The chat.")),
     security(("bearer" = [])), responses((status = 200, description = "The channel", body = ChatView)))]
 pub async fn join_chat(
     State(members): State<MemberService>,
@@ -130,7 +130,7 @@ pub async fn join_chat(
 }
 
 /// Leaves a chat. The longest-standing member inherits what an owner leaves; the last one out ends the chat.
-#[utoipa::path(post, path = "/api/chat/{id}/leave", tag = "members", operation_id = "leave_chat", params(("id" = ChatId, Path,)),
+#[utoipa::path(post, path = "/api/chat/{id}/leave", tag = "members", operation_id = "leave_chat", extensions(("x-problem-codes" = json!(["forbidden", "conflict", "validation_failed"]))), params(("id" = ChatId, Path, description = "The chat.")),
     security(("bearer" = [])), responses((status = 204, description = "Left")))]
 pub async fn leave_chat(
     State(members): State<MemberService>,

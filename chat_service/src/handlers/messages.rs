@@ -82,8 +82,8 @@ pub struct MessageHistory {
 }
 
 /// Messages of a chat.
-#[utoipa::path(get, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "list_messages",
-    params(("id" = ChatId, Path,), MessagesQuery), security(("bearer" = [])),
+#[utoipa::path(get, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "list_messages", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat."), MessagesQuery), security(("bearer" = [])),
     responses((status = 200, description = "Messages", body = Messages)))]
 pub async fn list_messages(
     State(messages): State<MessageService>,
@@ -101,8 +101,8 @@ pub async fn list_messages(
 }
 
 /// Sends a message.
-#[utoipa::path(post, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "send_message",
-    params(("id" = ChatId, Path,), ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe, for ever.")),
+#[utoipa::path(post, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "send_message", extensions(("x-problem-codes" = json!(["forbidden", "conflict", "idempotency_mismatch"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe, for ever.")),
     request_body = SendMessageRequest, security(("bearer" = [])),
     responses((status = 201, description = "Sent", body = MessageView), (status = 200, description = "Sent before under this key", body = MessageView)))]
 pub async fn send_message(
@@ -137,8 +137,8 @@ fn idempotency_key(headers: &HeaderMap, in_body: Option<String>) -> Result<Optio
 }
 
 /// Edits a message; its sender may.
-#[utoipa::path(patch, path = "/api/chat/{id}/messages/{message_id}", tag = "messages", operation_id = "edit_message",
-    params(("id" = ChatId, Path,), ("message_id" = MessageId, Path,)), request_body = EditMessageRequest, security(("bearer" = [])),
+#[utoipa::path(patch, path = "/api/chat/{id}/messages/{message_id}", tag = "messages", operation_id = "edit_message", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ("message_id" = MessageId, Path, description = "The message.")), request_body = EditMessageRequest, security(("bearer" = [])),
     responses((status = 200, description = "The message as it is now", body = MessageView)))]
 pub async fn edit_message(
     State(messages): State<MessageService>,
@@ -154,8 +154,8 @@ pub async fn edit_message(
 }
 
 /// Deletes a message and leaves a tombstone that keeps its `seq`; its sender and the chat's owner may.
-#[utoipa::path(delete, path = "/api/chat/{id}/messages/{message_id}", tag = "messages", operation_id = "delete_message",
-    params(("id" = ChatId, Path,), ("message_id" = MessageId, Path,)), security(("bearer" = [])),
+#[utoipa::path(delete, path = "/api/chat/{id}/messages/{message_id}", tag = "messages", operation_id = "delete_message", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ("message_id" = MessageId, Path, description = "The message.")), security(("bearer" = [])),
     responses((status = 204, description = "Deleted")))]
 pub async fn delete_message(
     State(messages): State<MessageService>,
@@ -167,8 +167,8 @@ pub async fn delete_message(
 }
 
 /// What a message said before it was edited.
-#[utoipa::path(get, path = "/api/chat/{id}/messages/{message_id}/history", tag = "messages", operation_id = "message_history",
-    params(("id" = ChatId, Path,), ("message_id" = MessageId, Path,)), security(("bearer" = [])),
+#[utoipa::path(get, path = "/api/chat/{id}/messages/{message_id}/history", tag = "messages", operation_id = "message_history", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = ChatId, Path, description = "The chat."), ("message_id" = MessageId, Path, description = "The message.")), security(("bearer" = [])),
     responses((status = 200, description = "All contents, oldest first", body = MessageHistory)))]
 pub async fn message_history(
     State(messages): State<MessageService>,
@@ -188,7 +188,7 @@ pub async fn message_history(
 }
 
 /// Moves the caller's read cursor forward.
-#[utoipa::path(put, path = "/api/chat/{id}/read", tag = "messages", operation_id = "mark_read", params(("id" = ChatId, Path,)),
+#[utoipa::path(put, path = "/api/chat/{id}/read", tag = "messages", operation_id = "mark_read", extensions(("x-problem-codes" = json!(["forbidden"]))), params(("id" = ChatId, Path, description = "The chat.")),
     request_body = ReadRequest, security(("bearer" = [])),
     responses((status = 200, description = "The chat with its unread count", body = ChatView)))]
 pub async fn mark_read(

@@ -59,7 +59,7 @@ pub async fn list_sessions(State(sessions): State<SessionService>, caller: Calle
 }
 
 /// Ends one of the caller's sessions.
-#[utoipa::path(delete, path = "/api/sessions/{id}", tag = "auth", operation_id = "end_session", params(("id" = Uuid, Path,)),
+#[utoipa::path(delete, path = "/api/sessions/{id}", tag = "auth", operation_id = "end_session", params(("id" = Uuid, Path, description = "The session.")),
     security(("bearer" = [])), responses((status = 204, description = "The session has ended")))]
 pub async fn end_session(
     State(sessions): State<SessionService>,

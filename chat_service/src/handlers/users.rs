@@ -50,7 +50,7 @@ pub async fn list_users(
 }
 
 /// Changes one's name, or as owner or admin somebody's role.
-#[utoipa::path(patch, path = "/api/users/{id}", tag = "users", operation_id = "update_user", params(("id" = UserId, Path,)),
+#[utoipa::path(patch, path = "/api/users/{id}", tag = "users", operation_id = "update_user", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))), params(("id" = UserId, Path, description = "The user.")),
     request_body = UpdateUserRequest, security(("bearer" = [])),
     responses((status = 200, description = "The user as they are now", body = UserView)))]
 pub async fn update_user(
@@ -67,7 +67,7 @@ pub async fn update_user(
 }
 
 /// Deactivates a user: oneself, or as owner or admin somebody below. Their sessions end.
-#[utoipa::path(delete, path = "/api/users/{id}", tag = "users", operation_id = "deactivate_user", params(("id" = UserId, Path,)),
+#[utoipa::path(delete, path = "/api/users/{id}", tag = "users", operation_id = "deactivate_user", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))), params(("id" = UserId, Path, description = "The user.")),
     security(("bearer" = [])), responses((status = 204, description = "Deactivated")))]
 pub async fn deactivate_user(
     State(users): State<UserService>,

@@ -104,7 +104,7 @@ pub async fn get_workspace(State(workspaces): State<WorkspaceService>, caller: C
 }
 
 /// Renames the workspace; its owner and admins may.
-#[utoipa::path(patch, path = "/api/workspace", tag = "workspace", operation_id = "update_workspace",
+#[utoipa::path(patch, path = "/api/workspace", tag = "workspace", operation_id = "update_workspace", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))),
     request_body = UpdateWorkspaceRequest, security(("bearer" = [])),
     responses((status = 200, description = "The workspace as it is now", body = Workspace)))]
 pub async fn update_workspace(
@@ -116,7 +116,7 @@ pub async fn update_workspace(
 }
 
 /// Makes an invitation; the owner and admins may. Its token is shown once.
-#[utoipa::path(post, path = "/api/workspace/invitations", tag = "workspace", operation_id = "create_invitation",
+#[utoipa::path(post, path = "/api/workspace/invitations", tag = "workspace", operation_id = "create_invitation", extensions(("x-problem-codes" = json!(["forbidden"]))),
     request_body = InviteRequest, security(("bearer" = [])),
     responses((status = 201, description = "The invitation with its token", body = Invitation)))]
 pub async fn create_invitation(
@@ -134,7 +134,7 @@ pub async fn create_invitation(
 }
 
 /// Invitations that can still be used; for the owner and admins.
-#[utoipa::path(get, path = "/api/workspace/invitations", tag = "workspace", operation_id = "list_invitations", params(ListQuery),
+#[utoipa::path(get, path = "/api/workspace/invitations", tag = "workspace", operation_id = "list_invitations", extensions(("x-problem-codes" = json!(["forbidden"]))), params(ListQuery),
     security(("bearer" = [])), responses((status = 200, description = "Invitations", body = Page<Invitation>)))]
 pub async fn list_invitations(
     State(workspaces): State<WorkspaceService>,
@@ -151,8 +151,8 @@ pub async fn list_invitations(
 }
 
 /// Revokes an invitation; the owner and admins may.
-#[utoipa::path(delete, path = "/api/workspace/invitations/{id}", tag = "workspace", operation_id = "revoke_invitation",
-    params(("id" = i64, Path,)), security(("bearer" = [])), responses((status = 204, description = "Revoked")))]
+#[utoipa::path(delete, path = "/api/workspace/invitations/{id}", tag = "workspace", operation_id = "revoke_invitation", extensions(("x-problem-codes" = json!(["forbidden"]))),
+    params(("id" = i64, Path, description = "The invitation.")), security(("bearer" = [])), responses((status = 204, description = "Revoked")))]
 pub async fn revoke_invitation(
     State(workspaces): State<WorkspaceService>,
     caller: Caller,

@@ -81,10 +81,6 @@ fn life(config: &StreamConfig, expires: i64) -> Life {
     ),
     responses(
         (status = 200, description = "The stream", content_type = "text/event-stream", body = String),
-        (status = 401, description = "No valid token or ticket", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
-        (status = 503, description = "Not now; see Retry-After", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
     ),
     security(("bearer" = []), ()),
 )]

@@ -32,10 +32,6 @@ pub struct TicketResponse {
     tag = "events",
     responses(
         (status = 201, description = "The ticket", body = TicketResponse),
-        (status = 401, description = "No valid token", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
-        (status = 503, description = "Not now; see Retry-After", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
     ),
     security(("bearer" = [])),
 )]

@@ -19,15 +19,8 @@ use crate::state::AppState;
     params(("id" = ChatId, Path, description = "The chat.")),
     responses(
         (status = 204, description = "Told, or dropped because it was told a moment ago"),
-        (status = 401, description = "No valid token", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
-        (status = 403, description = "A public channel that the caller has not joined",
-            content_type = "application/problem+json", body = fechatter_core::problem::Problem),
-        (status = 404, description = "No such chat for the caller", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
-        (status = 503, description = "Not now; see Retry-After", content_type = "application/problem+json",
-            body = fechatter_core::problem::Problem),
     ),
+    extensions(("x-problem-codes" = json!(["forbidden"]))),
     security(("bearer" = [])),
 )]
 pub async fn typing(State(state): State<AppState>, caller: Caller, Path(chat): Path<ChatId>) -> ApiResult<StatusCode> {
