@@ -97,6 +97,8 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
     let state = AppState::new(&config, pool.clone(), wake, keys.clone())?;
     tokio::spawn(keys.watch(Arc::clone(&state.authenticator.verifier), shutdown.clone()));
 
+    tokio::spawn(state.sessions.clone().keep_tidy(shutdown.clone()));
+
     let health_pool = pool.clone();
     let checks = health::Checks::default()
         .with("postgres", Status::Down, move || migrations::check(health_pool.clone()))

@@ -3,6 +3,7 @@
 mod cargo;
 mod lines;
 mod openapi;
+mod schemathesis;
 mod sqlx;
 mod test;
 mod up;
@@ -31,6 +32,8 @@ enum Command {
     Sqlx(sqlx::Args),
     /// Renews `docs/openapi.json` from what the processes describe.
     Openapi(openapi::Args),
+    /// Tests the API from its own description, with requests that Schemathesis makes up.
+    Schemathesis(schemathesis::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),
+        Command::Schemathesis(args) => schemathesis::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -85,13 +85,119 @@ fn whole(binaries: &Path) -> anyhow::Result<Value> {
         join(&mut whole, part, process)?;
     }
     whole["info"]["description"] = json!(DESCRIPTION);
+    add_links(&mut whole);
     let mut tags: Vec<Value> = TAGS
         .iter()
         .map(|(name, description)| json!({"name": name, "description": description}))
         .collect();
     tags.push(json!({"name": "operation", "description": "Health, and this document."}));
     whole["tags"] = json!(tags);
+    check_references(&whole, &whole)?;
     Ok(whole)
+}
+
+/// What is referred to must be there.
+fn check_references(value: &Value, document: &Value) -> anyhow::Result<()> {
+    match value {
+        Value::Object(members) => {
+            if let Some(reference) = members.get("$ref").and_then(Value::as_str)
+                && reference
+                    .strip_prefix('#')
+                    .is_none_or(|pointer| document.pointer(pointer).is_none())
+            {
+                bail!("{reference} is referred to and not described");
+            }
+            members.values().try_for_each(|value| check_references(value, document))
+        }
+        Value::Array(items) => items.iter().try_for_each(|value| check_references(value, document)),
+        _ => Ok(()),
+    }
+}
+
+/// Where the ids of a path come from.
+struct Link {
+    /// The operation that answers with one, and its status.
+    source: &'static str,
+    status: &'static str,
+    /// The paths that begin with this take the ids.
+    folder: &'static str,
+    /// Each parameter and where it is.
+    parameters: &'static [(&'static str, &'static str)],
+}
+
+const LINKS: [Link; 5] = [
+    Link {
+        source: "create_chat",
+        status: "201",
+        folder: "/api/chat/{id}",
+        parameters: &[("id", "$response.body#/id")],
+    },
+    Link {
+        source: "send_message",
+        status: "201",
+        folder: "/api/chat/{id}/messages/{message_id}",
+        parameters: &[("id", "$request.path.id"), ("message_id", "$response.body#/id")],
+    },
+    Link {
+        source: "list_users",
+        status: "200",
+        folder: "/api/users/{id}",
+        parameters: &[("id", "$response.body#/items/0/id")],
+    },
+    Link {
+        source: "create_invitation",
+        status: "201",
+        folder: "/api/workspace/invitations/{id}",
+        parameters: &[("id", "$response.body#/id")],
+    },
+    Link {
+        source: "list_sessions",
+        status: "200",
+        folder: "/api/sessions/{id}",
+        parameters: &[("id", "$response.body#/items/0/id")],
+    },
+];
+
+/// Says which answers hold the ids that other operations take.
+fn add_links(document: &mut Value) {
+    let operations: Vec<(String, String)> = document["paths"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .flat_map(|(path, item)| {
+            let ids = item.as_object().into_iter().flatten();
+            ids.filter_map(move |(_, operation)| Some((path.clone(), operation["operationId"].as_str()?.to_owned())))
+        })
+        .collect();
+    for Link {
+        source,
+        status,
+        folder,
+        parameters,
+    } in LINKS
+    {
+        let links: serde_json::Map<String, Value> = operations
+            .iter()
+            .filter(|(path, _)| path.starts_with(folder) && path.matches('{').count() == parameters.len())
+            .map(|(_, id)| {
+                let parameters: serde_json::Map<String, Value> = parameters
+                    .iter()
+                    .map(|(name, expression)| ((*name).to_owned(), json!(expression)))
+                    .collect();
+                (id.clone(), json!({"operationId": id, "parameters": parameters}))
+            })
+            .collect();
+        for operation in document["paths"]
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|paths| paths.values_mut())
+            .filter_map(Value::as_object_mut)
+            .flat_map(|item| item.values_mut())
+            .filter(|operation| operation["operationId"] == source)
+        {
+            operation["responses"][status]["links"] = Value::Object(links.clone());
+        }
+    }
 }
 
 /// Adds a part. Two parts may say the same, never different things of one name.
@@ -120,9 +226,22 @@ mod tests {
     #[test]
     fn parts_join_and_contradictions_are_refused() {
         let mut whole = json!({"schemas": {"A": {"type": "string"}}});
-        join(&mut whole, json!({"schemas": {"A": {"type": "string"}, "B": {}}}), "one").unwrap();
+        join(
+            &mut whole,
+            json!({"schemas": {"A": {"type": "string"}, "B": {}}}),
+            "one",
+        )
+        .unwrap();
         assert_eq!(whole, json!({"schemas": {"A": {"type": "string"}, "B": {}}}));
         let error = join(&mut whole, json!({"schemas": {"A": {"type": "integer"}}}), "two").unwrap_err();
         assert!(error.to_string().starts_with("two: schemas: A: type"), "{error}");
+    }
+
+    #[test]
+    fn what_is_referred_to_is_described() {
+        let mut document = json!({"a": [{"$ref": "#/components/schemas/B"}], "components": {"schemas": {"B": {}}}});
+        check_references(&document, &document).unwrap();
+        document["components"] = json!({});
+        assert!(check_references(&document, &document).is_err());
     }
 }

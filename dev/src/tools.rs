@@ -96,6 +96,38 @@ pub fn chart_modules_folder() -> PathBuf {
     folder().join("chart-modules-1")
 }
 
+/// A Python program from PyPI, in a folder of its own.
+#[derive(Debug, Clone)]
+pub struct PythonProgram {
+    folder: PathBuf,
+    name: &'static str,
+}
+
+impl PythonProgram {
+    /// The program, to be given arguments.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.folder.join("bin").join(self.name));
+        command.env("PYTHONPATH", &self.folder);
+        command
+    }
+}
+
+/// Version of Schemathesis, for `cargo dev schemathesis`.
+pub const SCHEMATHESIS: &str = "4.32.5";
+
+/// A Python program of this version; installed with pip when it is not there.
+pub fn python_program(name: &'static str, version: &str, say: &dyn Fn(&str)) -> anyhow::Result<PythonProgram> {
+    let folder = folder().join(format!("{name}-{version}"));
+    if !folder.join("bin").join(name).is_file() {
+        say(&format!(
+            "missing: {name} {version}: installing it with pip into {}",
+            folder.display()
+        ));
+        crate::install::with_pip(&format!("{name}=={version}"), &folder, &[])?;
+    }
+    Ok(PythonProgram { folder, name })
+}
+
 fn nats_version(path: &Path) -> Option<(u32, u32)> {
     let output = Command::new(path).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

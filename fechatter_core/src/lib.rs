@@ -11,6 +11,7 @@ pub mod health;
 pub mod ids;
 pub mod message;
 pub mod problem;
+pub mod schema;
 pub mod token;
 pub mod user;
 pub mod wire;

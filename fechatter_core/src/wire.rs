@@ -32,13 +32,15 @@ pub struct MessageView {
     #[schema(minimum = 1, example = 7)]
     pub seq: i64,
     pub sender_id: UserId,
-    #[schema(example = "Shall we ship on Friday?")]
+    #[schema(required, example = "Shall we ship on Friday?")]
     pub content: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
+    #[schema(required)]
     pub edited_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
+    #[schema(required)]
     pub deleted_at: Option<OffsetDateTime>,
 }
 
@@ -47,6 +49,7 @@ pub struct MessageView {
 pub struct ChatRef {
     pub id: ChatId,
     /// `null` for single chats.
+    #[schema(required)]
     pub name: Option<String>,
     pub kind: ChatKind,
 }
@@ -57,10 +60,15 @@ pub struct SharedChat {
     pub id: ChatId,
     pub workspace_id: WorkspaceId,
     pub kind: ChatKind,
+    #[schema(required)]
     pub name: Option<String>,
+    #[schema(required)]
     pub description: Option<String>,
     pub owner_id: UserId,
+    #[schema(minimum = 0, example = 3)]
     pub member_count: i64,
+    /// `seq` of the newest message; 0 before the first, and for a public channel the caller is not in.
+    #[schema(minimum = 0, example = 7)]
     pub last_seq: i64,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -75,8 +83,10 @@ pub struct ChatView {
     #[serde(flatten)]
     pub shared: SharedChat,
     /// The caller's read cursor; 0 before anything is read, and for a public channel the caller is not in.
+    #[schema(minimum = 0, example = 5)]
     pub last_read_seq: i64,
     /// `last_seq − last_read_seq`, never counted apart.
+    #[schema(minimum = 0, example = 2)]
     pub unread_count: i64,
 }
 
@@ -97,6 +107,7 @@ pub struct MemberView {
     pub role: MemberRole,
     #[serde(with = "time::serde::rfc3339")]
     pub joined_at: OffsetDateTime,
+    #[schema(minimum = 0, example = 5)]
     pub last_read_seq: i64,
 }
 
@@ -104,5 +115,6 @@ pub struct MemberView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Page<T> {
     pub items: Vec<T>,
+    #[schema(required)]
     pub next: Option<String>,
 }

@@ -100,7 +100,6 @@ impl Refusal {
 #[derive(Debug)]
 pub enum Answer {
     Json { status: u16, body: Bytes },
-    Text(&'static str),
     Preflight,
     Refusal(Refusal),
 }
@@ -153,11 +152,6 @@ impl Marks<'_> {
     fn compose(&self, context: &mut RequestContext, answer: Answer) -> pingora::Result<(ResponseHeader, Bytes)> {
         let (status, content_type, body) = match &answer {
             Answer::Json { status, body } => (*status, Some("application/json"), body.clone()),
-            Answer::Text(text) => (
-                200,
-                Some("text/plain; charset=utf-8"),
-                Bytes::from_static(text.as_bytes()),
-            ),
             Answer::Preflight => (204, None, Bytes::new()),
             Answer::Refusal(refusal) => {
                 context.refused = Some(refusal.reason);
@@ -182,7 +176,7 @@ impl Marks<'_> {
                 }
             }
             Answer::Preflight => self.cors.mark_preflight(&mut head)?,
-            Answer::Json { .. } | Answer::Text(_) => {}
+            Answer::Json { .. } => {}
         }
         Ok((head, body))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use fechatter_core::health::{Check, Health, Status};
 
 use crate::answer::Answer;
@@ -32,6 +33,14 @@ pub fn answer(upstreams: &Upstreams) -> Answer {
     Answer::Json {
         status: health.http_status(),
         body: serde_json::to_vec(&health).unwrap_or_default().into(),
+    }
+}
+
+/// The answer to `/health/simple`.
+pub fn alive() -> Answer {
+    Answer::Json {
+        status: 200,
+        body: Bytes::from_static(br#"{"status":"ok"}"#),
     }
 }
 

@@ -93,7 +93,7 @@ impl Edge {
         context.template = route.template;
         match route.target {
             Target::Health => return Ok(Some(health::answer(&self.upstreams))),
-            Target::Alive => return Ok(Some(Answer::Text("ok\n"))),
+            Target::Alive => return Ok(Some(health::alive())),
             Target::Upstream(_) => {}
         }
         self.admit_to_upstream(session, context, route).await.map(|()| None)

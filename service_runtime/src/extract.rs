@@ -8,7 +8,8 @@ use fechatter_core::problem::{Code, Problem};
 use http::request::Parts;
 use http::{HeaderMap, header};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 
 use crate::ApiError;
 
@@ -53,8 +54,50 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// Parses JSON and says where it does not fit.
+/// Parses a JSON object and says where it does not fit.
+///
+/// An array is none, although serde would take its items for the members of a struct. `3.0` is an integer, as JSON Schema has it.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
+        return Err(Problem::field("body", "invalid", "a JSON object"));
+    }
+    match parse_members(bytes) {
+        Err(problem)
+            if problem
+                .errors
+                .iter()
+                .any(|error| error.detail.contains("floating point")) =>
+        {
+            let with_integers = serde_json::from_slice(bytes).ok().map(integers);
+            with_integers
+                .and_then(|value| serde_json::from_value(value).ok())
+                .ok_or(problem)
+        }
+        result => result,
+    }
+}
+
+/// Makes integers of the numbers that are some, as far as they are exact.
+fn integers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough to be exact")]
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0 => {
+                (float as i64).into()
+            }
+            _ => Value::Number(number),
+        },
+        Value::Array(items) => items.into_iter().map(integers).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(name, value)| (name, integers(value)))
+            .collect(),
+        other => other,
+    }
+}
+
+fn parse_members<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -150,8 +193,22 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Body {
-        #[expect(dead_code, reason = "only parsed")]
         ids: Vec<i64>,
+    }
+
+    #[test]
+    fn whole_numbers_are_integers_however_they_are_written() {
+        assert_eq!(
+            parse_json::<Body>(br#"{"ids":[1.0,2e3,3]}"#).unwrap().ids,
+            [1, 2_000, 3]
+        );
+        for bad in [
+            &br#"{"ids":[1.5]}"#[..],
+            br#"{"ids":[1e300]}"#,
+            br#"{"ids":[1.0],"x":1}"#,
+        ] {
+            assert_eq!(parse_json::<Body>(bad).unwrap_err().code, Code::ValidationFailed);
+        }
     }
 
     #[test]
@@ -174,5 +231,12 @@ mod tests {
         assert_eq!(missing.errors[0].code, "required");
         let overflow = parse_json::<Body>(br#"{"ids":[99999999999999999999]}"#).unwrap_err();
         assert_eq!(overflow.errors[0].field, "ids[0]");
+        for not_an_object in [&b"[[1]]"[..], b"null", b"1", b" \"ids\""] {
+            let problem = parse_json::<Body>(not_an_object).unwrap_err();
+            assert_eq!(
+                (problem.code, problem.errors[0].field.as_str()),
+                (Code::ValidationFailed, "body")
+            );
+        }
     }
 }

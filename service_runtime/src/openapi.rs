@@ -193,7 +193,10 @@ fn add_problems(operation: &mut Map<String, Value>, codes: &BTreeSet<&'static st
             .iter()
             .map(|code| {
                 let name = code.as_str();
-                (name.to_owned(), json!({"$ref": format!("#/components/examples/{name}")}))
+                (
+                    name.to_owned(),
+                    json!({"$ref": format!("#/components/examples/{name}")}),
+                )
             })
             .collect();
         let response = &mut operation["responses"][status.to_string()];
@@ -278,7 +281,10 @@ mod tests {
         let responses = operation["responses"].as_object().unwrap();
         for status in ["204", "400", "401", "403", "404", "409", "413", "429", "500", "503"] {
             assert!(responses.contains_key(status), "{status}");
-            assert!(responses[status]["headers"][REQUEST_ID.as_str()].is_object(), "{status}");
+            assert!(
+                responses[status]["headers"][REQUEST_ID.as_str()].is_object(),
+                "{status}"
+            );
         }
         assert!(!responses.contains_key("415") && !responses.contains_key("422"));
         assert_eq!(responses["403"]["description"], "Not yours");

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use fechatter_core::problem::Code;
+use fechatter_core::schema;
 use fechatter_core::wire::UserView;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
@@ -20,14 +21,14 @@ const COOKIE: &str = "fechatter_refresh";
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignUpRequest {
-    #[schema(example = "Ada Lovelace", min_length = 1, max_length = 64)]
+    #[schema(schema_with = schema::fullname)]
     fullname: String,
-    #[schema(example = "ada@example.org")]
+    #[schema(schema_with = schema::email)]
     email: String,
-    #[schema(value_type = String, format = Password, min_length = 8, example = "correct horse battery")]
+    #[schema(schema_with = schema::new_password)]
     password: SecretString,
     /// A new name makes a workspace with you as its owner; an existing one needs an invitation.
-    #[schema(example = "Analytical Engines", min_length = 1, max_length = 64)]
+    #[schema(schema_with = schema::workspace_name)]
     workspace: String,
     /// Token of an invitation.
     #[serde(default)]

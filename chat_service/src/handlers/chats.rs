@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use fechatter_core::chat::ChatKind;
+use fechatter_core::schema;
 use fechatter_core::wire::{ChatView, Page};
 use fechatter_core::{ChatId, UserId};
 use http::StatusCode;
@@ -21,10 +22,10 @@ pub struct CreateChatRequest {
     kind: ChatKind,
     /// Channels have one, groups may, single chats do not.
     #[serde(default)]
-    #[schema(example = "general", min_length = 1, max_length = 80)]
+    #[schema(schema_with = schema::chat_name_or_null)]
     name: Option<String>,
     #[serde(default)]
-    #[schema(max_length = 1000)]
+    #[schema(schema_with = schema::description_or_null)]
     description: Option<String>,
     /// The other members: exactly one for a single chat, at least two for a group.
     #[serde(default)]
@@ -38,10 +39,10 @@ pub struct CreateChatRequest {
 #[expect(clippy::option_option, reason = "absent and null are different requests")]
 pub struct UpdateChatRequest {
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, min_length = 1, max_length = 80)]
+    #[schema(schema_with = schema::chat_name_or_null)]
     name: Option<Option<String>>,
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, max_length = 1000)]
+    #[schema(schema_with = schema::description_or_null)]
     description: Option<Option<String>>,
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use service_runtime::ApiResult;
 use service_runtime::auth::Caller;
 use service_runtime::extract::{Json, Path, Query, parse_json};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::{IntoParams, ToSchema};
 
 use super::ListQuery;
@@ -28,7 +29,7 @@ pub struct MembersRequest {
 #[into_params(parameter_in = Query)]
 pub struct RemoveQuery {
     /// User ids separated by commas.
-    #[param(example = "1,2")]
+    #[param(example = "1,2", pattern = "^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14})*$")]
     member_ids: Option<String>,
 }
 
@@ -36,7 +37,13 @@ pub struct RemoveQuery {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateMemberRequest {
+    #[schema(schema_with = owner)]
     role: MemberRole,
+}
+
+fn owner() -> Object {
+    let role = ObjectBuilder::new().schema_type(Type::String);
+    role.enum_values(Some(["owner"])).build()
 }
 
 /// The members a request was about.
@@ -89,6 +96,14 @@ pub async fn remove_members(
 ) -> ApiResult<StatusCode> {
     let ids = match query.member_ids {
         Some(list) => parse_ids(&list)?,
+        None if body.is_empty() => {
+            return Err(Problem::field(
+                "member_ids",
+                "required",
+                "say whom to remove, in the body or as ?member_ids=1,2",
+            )
+            .into());
+        }
         None => parse_json::<MembersRequest>(&body)?.member_ids,
     };
     members.remove((&caller).into(), id, &ids).await?;

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use fechatter_core::problem::Problem;
+use fechatter_core::schema;
 use fechatter_core::wire::{ChatView, MessageView};
 use fechatter_core::{ChatId, MessageId};
 use http::{HeaderMap, StatusCode};
@@ -19,11 +20,11 @@ use crate::services::messages::MessageService;
 #[serde(deny_unknown_fields)]
 pub struct SendMessageRequest {
     /// 1 to 10,000 characters and at most 64 KiB; stored as sent.
-    #[schema(example = "Shall we ship on Friday?", min_length = 1, max_length = 10000)]
+    #[schema(schema_with = schema::content)]
     content: String,
     /// Makes a retry safe; the header `Idempotency-Key` does the same.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 255, example = "0190a7c0-4f6e-7b1e-9d52-5b1f0c6e2d11")]
+    #[schema(schema_with = schema::idempotency_key_or_null)]
     idempotency_key: Option<String>,
 }
 
@@ -31,7 +32,7 @@ pub struct SendMessageRequest {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditMessageRequest {
-    #[schema(example = "Shall we ship on Thursday?", min_length = 1, max_length = 10000)]
+    #[schema(schema_with = schema::content)]
     content: String,
 }
 
@@ -102,7 +103,7 @@ pub async fn list_messages(
 
 /// Sends a message.
 #[utoipa::path(post, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "send_message", extensions(("x-problem-codes" = json!(["forbidden", "conflict", "idempotency_mismatch"]))),
-    params(("id" = ChatId, Path, description = "The chat."), ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe, for ever.")),
+    params(("id" = ChatId, Path, description = "The chat."), ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe, for ever.", min_length = 1, max_length = 255, pattern = "^[ -~]*$", example = "0190a7c0-4f6e-7b1e-9d52-5b1f0c6e2d11")),
     request_body = SendMessageRequest, security(("bearer" = [])),
     responses((status = 201, description = "Sent", body = MessageView), (status = 200, description = "Sent before under this key", body = MessageView)))]
 pub async fn send_message(

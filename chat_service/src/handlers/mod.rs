@@ -19,7 +19,7 @@ use utoipa::IntoParams;
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// `next` of the page before.
-    #[param(example = "id_42")]
+    #[param(example = "id_42", pattern = "^id_[1-9][0-9]{0,15}$")]
     pub cursor: Option<String>,
     /// Items of a page.
     #[param(minimum = 1, maximum = 100, default = 50)]

@@ -7,6 +7,7 @@ use axum::response::{Html, IntoResponse};
 use fechatter_core::problem::Code;
 use http::{HeaderName, header};
 use service_runtime::{ApiError, ApiResult};
+use utoipa::ToSchema;
 
 /// The API document of the whole platform; `cargo dev openapi` writes it from the code of all processes.
 pub const DOCUMENT: &str = include_str!("../../../docs/openapi.json");
@@ -23,7 +24,7 @@ const CACHE: (HeaderName, &str) = (header::CACHE_CONTROL, "public, max-age=300")
 
 /// This document (OpenAPI 3.1).
 #[utoipa::path(get, path = "/openapi.json", tag = "operation", operation_id = "openapi",
-    responses((status = 200, description = "The document", body = serde_json::Value)))]
+    responses((status = 200, description = "The document", body = Object, example = json!({"openapi": "3.1.0"}))))]
 pub async fn openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json"), CACHE], DOCUMENT)
 }
@@ -38,9 +39,21 @@ pub async fn docs() -> impl IntoResponse {
     )
 }
 
+/// What the page loads.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "only described")]
+enum PageFile {
+    #[schema(rename = "swagger-ui.css")]
+    Style,
+    #[schema(rename = "swagger-ui-bundle.js")]
+    Bundle,
+    #[schema(rename = "start.js")]
+    Start,
+}
+
 /// A style sheet or script of the page.
 #[utoipa::path(get, path = "/docs/{file}", tag = "operation", operation_id = "docs_file",
-    params(("file" = String, Path, description = "A file that the page names.", example = "swagger-ui.css")),
+    params(("file" = inline(PageFile), Path, description = "A file that the page names.")),
     responses((status = 200, description = "The file", content(
         (String = "text/css"), (String = "text/javascript")))))]
 pub async fn docs_file(Path(file): Path<String>) -> ApiResult<impl IntoResponse> {
@@ -55,7 +68,10 @@ pub async fn docs_file(Path(file): Path<String>) -> ApiResult<impl IntoResponse>
         _ => return Err(not_found()),
     };
     let (bytes, content_type) = content;
-    Ok(([(header::CONTENT_TYPE, content_type), (CACHE.0, CACHE.1.to_owned())], bytes))
+    Ok((
+        [(header::CONTENT_TYPE, content_type), (CACHE.0, CACHE.1.to_owned())],
+        bytes,
+    ))
 }
 
 fn not_found() -> ApiError {

@@ -18,7 +18,9 @@ pub struct Session {
     id: Uuid,
     /// Whether this request came by it.
     current: bool,
+    #[schema(required)]
     user_agent: Option<String>,
+    #[schema(required)]
     address: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
@@ -33,6 +35,7 @@ pub struct Session {
 pub struct Sessions {
     items: Vec<Session>,
     /// Always `null`: the list is whole.
+    #[schema(required)]
     next: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use fechatter_core::UserId;
+use fechatter_core::schema;
 use fechatter_core::user::Role;
 use fechatter_core::wire::{Page, UserView};
 use http::StatusCode;
@@ -20,7 +21,7 @@ use crate::services::users::{UpdateUser, UserService};
 pub struct UpdateUserRequest {
     /// One's own only.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 64)]
+    #[schema(schema_with = schema::fullname_or_null)]
     fullname: Option<String>,
     /// By an owner or admin; `owner` hands the workspace over.
     #[serde(default)]

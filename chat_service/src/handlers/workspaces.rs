@@ -1,6 +1,7 @@
 //! `/api/workspace` and its invitations.
 
 use axum::extract::State;
+use fechatter_core::schema;
 use fechatter_core::wire::Page;
 use fechatter_core::{UserId, WorkspaceId};
 use http::StatusCode;
@@ -42,7 +43,7 @@ impl From<WorkspaceRow> for Workspace {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateWorkspaceRequest {
-    #[schema(min_length = 1, max_length = 64)]
+    #[schema(schema_with = schema::workspace_name)]
     name: String,
 }
 
@@ -60,18 +61,20 @@ pub struct InviteRequest {
     expires_in: Option<i64>,
     /// Only this address may use it.
     #[serde(default)]
-    #[schema(example = "grace@example.org")]
+    #[schema(schema_with = schema::email_or_null)]
     email: Option<String>,
 }
 
 /// An invitation.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Invitation {
+    #[schema(minimum = 1, example = 42)]
     id: i64,
     /// Only in the answer that made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
     created_by: UserId,
+    #[schema(required)]
     email: Option<String>,
     max_uses: i32,
     uses: i32,
@@ -152,7 +155,7 @@ pub async fn list_invitations(
 
 /// Revokes an invitation; the owner and admins may.
 #[utoipa::path(delete, path = "/api/workspace/invitations/{id}", tag = "workspace", operation_id = "revoke_invitation", extensions(("x-problem-codes" = json!(["forbidden"]))),
-    params(("id" = i64, Path, description = "The invitation.")), security(("bearer" = [])), responses((status = 204, description = "Revoked")))]
+    params(("id" = i64, Path, description = "The invitation.", minimum = 1, example = 42)), security(("bearer" = [])), responses((status = 204, description = "Revoked")))]
 pub async fn revoke_invitation(
     State(workspaces): State<WorkspaceService>,
     caller: Caller,

@@ -8,6 +8,7 @@ pub mod messages;
 pub mod outbox;
 pub mod outbox_progress;
 pub mod sessions;
+pub mod signin_failures;
 pub mod users;
 pub mod workspaces;
 
@@ -28,6 +29,7 @@ pub use members::Members;
 pub use messages::Messages;
 use outbox::Outbox;
 pub use sessions::Sessions;
+pub use signin_failures::SigninFailures;
 pub use users::Users;
 pub use workspaces::Workspaces;
 
@@ -130,6 +132,9 @@ pub trait Repositories {
     }
     fn sessions(&mut self) -> Sessions<'_> {
         Sessions(self.raw())
+    }
+    fn signin_failures(&mut self) -> SigninFailures<'_> {
+        SigninFailures(self.raw())
     }
     fn invitations(&mut self) -> Invitations<'_> {
         Invitations(self.raw())

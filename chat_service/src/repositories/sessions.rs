@@ -117,12 +117,15 @@ impl Sessions<'_> {
         Ok(())
     }
 
-    /// Live sessions of a user, the latest used first.
+    /// Live sessions of a user, the latest used first; one that can no longer be refreshed is none.
     pub async fn list(&mut self, user: UserId) -> Result<Vec<SessionRow>, Error> {
         Ok(sqlx::query_as!(
             SessionRow,
             "SELECT id, user_agent, address, created_at, last_used_at, expires_at FROM sessions
-             WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now() ORDER BY last_used_at DESC, id LIMIT 1000",
+             WHERE user_id = $1 AND revoked_at IS NULL AND expires_at > now()
+               AND EXISTS (SELECT FROM refresh_tokens AS t
+                           WHERE t.session_id = sessions.id AND t.used_at IS NULL AND t.expires_at > now())
+             ORDER BY last_used_at DESC, id LIMIT 1000",
             user.0
         )
         .fetch_all(&mut *self.0)
@@ -151,5 +154,18 @@ impl Sessions<'_> {
         )
         .fetch_all(&mut *self.0)
         .await?)
+    }
+
+    /// Forgets sessions that ended a month ago and their tokens, at most `limit`, and says how many.
+    pub async fn forget_ended(&mut self, limit: i64) -> Result<u64, Error> {
+        let done = sqlx::query!(
+            "DELETE FROM sessions WHERE id IN (
+                SELECT id FROM sessions WHERE expires_at < now() - interval '30 days'
+                ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+            limit
+        )
+        .execute(&mut *self.0)
+        .await?;
+        Ok(done.rows_affected())
     }
 }

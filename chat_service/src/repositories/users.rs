@@ -1,4 +1,4 @@
-//! Users and the failures of their sign-ins.
+//! Users.
 
 use fechatter_core::user::Role;
 use fechatter_core::wire::UserView;
@@ -226,52 +226,6 @@ impl Users<'_> {
         )
         .execute(&mut *self.0)
         .await?;
-        Ok(())
-    }
-
-    /// The worst of the failures of these subjects: count and when the last one was.
-    pub async fn signin_failures(&mut self, subjects: &[String]) -> Result<Vec<(i32, OffsetDateTime)>, Error> {
-        let rows = sqlx::query!(
-            "SELECT failures, last_failed_at FROM signin_failures WHERE subject = ANY($1)",
-            subjects
-        )
-        .fetch_all(&mut *self.0)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.failures, row.last_failed_at)).collect())
-    }
-
-    /// Counts a failure of each subject; one that was quiet for an hour starts anew. Subjects must be sorted.
-    pub async fn count_signin_failure(&mut self, subjects: &[String]) -> Result<(), Error> {
-        sqlx::query!(
-            r#"
-            INSERT INTO signin_failures AS f (subject, failures, last_failed_at)
-            SELECT s, 1, now() FROM unnest($1::text[]) AS s
-            ON CONFLICT (subject) DO UPDATE SET
-                failures = CASE WHEN f.last_failed_at < now() - interval '1 hour' THEN 1
-                                ELSE least(f.failures + 1, 1000) END,
-                last_failed_at = now()
-            "#,
-            subjects
-        )
-        .execute(&mut *self.0)
-        .await?;
-        // Bounded work, so that the table does not grow with the attackers' imagination.
-        sqlx::query!(
-            r#"
-            DELETE FROM signin_failures WHERE subject IN (
-                SELECT subject FROM signin_failures WHERE last_failed_at < now() - interval '1 hour'
-                ORDER BY last_failed_at LIMIT 16 FOR UPDATE SKIP LOCKED)
-            "#
-        )
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    pub async fn forgive_signin_failures(&mut self, subject: &str) -> Result<(), Error> {
-        sqlx::query!("DELETE FROM signin_failures WHERE subject = $1", subject)
-            .execute(&mut *self.0)
-            .await?;
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use crate::config::Auth;
 use crate::error::Error;
 use crate::passwords::{PasswordHasher, Verdict};
 use crate::repositories::sessions::NewSession;
+use crate::repositories::signin_failures::Failures;
 use crate::repositories::users::NewUser;
 use crate::repositories::{Repositories, Store, UnitOfWork};
 use crate::signing_keys::SigningKeys;
@@ -166,28 +167,40 @@ impl AuthService {
         if !user::is_email(email) || password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
             return Err(Error::InvalidCredentials);
         }
-        let mut subjects = vec![format!("account:{}", email.to_lowercase())];
-        subjects.extend(origin.address.as_ref().map(|address| format!("address:{address}")));
-        subjects.sort();
+        let address = origin.address.as_deref();
         let mut connection = self.store.connection().await?;
-        let failures = connection.users().signin_failures(&subjects).await?;
+        let failures = connection.signin_failures().of(email, address).await?;
         if let Some(seconds) = slow_down(&failures, OffsetDateTime::now_utc()) {
+            return Err(Error::SlowedDown(seconds));
+        }
+        if !connection
+            .signin_failures()
+            .charge_account(email, FREE_FAILURES, SLOWEST_SECONDS)
+            .await?
+        {
+            // Others tried at the same time.
+            let failures = connection.signin_failures().of(email, None).await?;
+            let seconds = slow_down(&failures, OffsetDateTime::now_utc()).unwrap_or(1);
             return Err(Error::SlowedDown(seconds));
         }
         let found = connection.users().find_by_email(email).await?;
         // The hash takes a while; the connection serves others meanwhile.
         drop(connection);
         let hash = found.as_ref().map(|user| user.password_hash.clone());
-        let verdict = self.passwords.verify(password.clone(), hash).await?;
+        let verdict = match self.passwords.verify(password.clone(), hash).await {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                // Nobody looked at the password.
+                let mut connection = self.store.connection().await?;
+                connection.signin_failures().refund_account(email).await?;
+                return Err(error);
+            }
+        };
         let user = match (found, verdict) {
             (Some(user), Verdict::Right | Verdict::RightButOutdated) if !user.is_deactivated => user,
             _ => {
-                self.store
-                    .connection()
-                    .await?
-                    .users()
-                    .count_signin_failure(&subjects)
-                    .await?;
+                let mut connection = self.store.connection().await?;
+                connection.signin_failures().count_address(address).await?;
                 return Err(Error::InvalidCredentials);
             }
         };
@@ -207,11 +220,7 @@ impl AuthService {
         if let Some(hash) = rehashed {
             unit.users().set_password_hash(user.view.id, &hash).await?;
         }
-        if !failures.is_empty() {
-            unit.users()
-                .forgive_signin_failures(&format!("account:{}", email.to_lowercase()))
-                .await?;
-        }
+        unit.signin_failures().forgive_account(email).await?;
         let tokens = self.open_session(&mut unit, user.view, origin).await?;
         unit.commit().await?;
         Ok(tokens)
@@ -326,14 +335,14 @@ impl AuthService {
 }
 
 /// Seconds until the next attempt is welcome: 1, 2, 4 … after five failures, at most 15 minutes.
-fn slow_down(failures: &[(i32, OffsetDateTime)], now: OffsetDateTime) -> Option<u64> {
+fn slow_down(failures: &[Failures], now: OffsetDateTime) -> Option<u64> {
     failures
         .iter()
-        .filter(|(count, _)| *count >= FREE_FAILURES)
-        .filter_map(|(count, last)| {
-            let doublings = u32::try_from(count - FREE_FAILURES).unwrap_or(0).min(20);
+        .filter(|failures| failures.count >= FREE_FAILURES)
+        .filter_map(|failures| {
+            let doublings = u32::try_from(failures.count - FREE_FAILURES).unwrap_or(0).min(20);
             let wait = Duration::seconds((1_i64 << doublings).min(SLOWEST_SECONDS));
-            let left = *last + wait - now;
+            let left = failures.last + wait - now;
             // Whole seconds, rounded up: a client that waits as told is not told again.
             left.is_positive()
                 .then(|| u64::try_from(left.whole_seconds()).unwrap_or(0) + 1)
@@ -348,11 +357,15 @@ mod tests {
     #[test]
     fn failures_slow_down_by_doubling_and_are_forgotten() {
         let now = OffsetDateTime::now_utc();
-        assert_eq!(slow_down(&[(4, now)], now), None);
-        assert_eq!(slow_down(&[(5, now)], now), Some(2));
-        assert_eq!(slow_down(&[(8, now)], now), Some(9));
-        assert_eq!(slow_down(&[(1_000, now)], now), Some(901));
-        assert_eq!(slow_down(&[(5, now - Duration::seconds(2))], now), None);
+        let after = |count, seconds| {
+            let last = now - Duration::seconds(seconds);
+            slow_down(&[Failures { count, last }], now)
+        };
+        assert_eq!(after(4, 0), None);
+        assert_eq!(after(5, 0), Some(2));
+        assert_eq!(after(8, 0), Some(9));
+        assert_eq!(after(1_000, 0), Some(901));
+        assert_eq!(after(5, 2), None);
     }
 
     #[test]

@@ -1,12 +1,21 @@
 //! A user's own sessions.
 
+use std::time::Duration;
+
 use fechatter_core::events::{EventType, SessionRevokedEvent};
+use service_runtime::error::Chain;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Actor;
 use crate::error::Error;
 use crate::repositories::sessions::SessionRow;
 use crate::repositories::{Repositories, Store};
+
+/// How often ended sessions are looked for.
+const TIDY: Duration = Duration::from_hours(1);
+/// Sessions forgotten by one statement.
+const TIDY_BATCH: i64 = 1_000;
 
 /// Session use cases.
 #[derive(Debug, Clone)]
@@ -48,5 +57,40 @@ impl SessionService {
         unit.append_all(EventType::SessionRevoked, actor.workspace, actor.user.0, &events)
             .await?;
         unit.commit().await
+    }
+
+    /// Forgets sessions that ended long ago, hourly, until `shutdown`. Every replica does; they pass over each other's rows.
+    pub async fn keep_tidy(self, shutdown: CancellationToken) {
+        loop {
+            match self.forget_ended().await {
+                Ok(forgotten @ 1..) => tracing::info!(forgotten, "forgot sessions that ended long ago"),
+                Ok(0) => {}
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "cannot forget old sessions; trying again in an hour");
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(TIDY) => {}
+            }
+        }
+    }
+
+    /// Forgets sessions that ended a month ago, and says how many.
+    pub async fn forget_ended(&self) -> Result<u64, Error> {
+        let mut forgotten = 0;
+        loop {
+            let now = self
+                .store
+                .connection()
+                .await?
+                .sessions()
+                .forget_ended(TIDY_BATCH)
+                .await?;
+            forgotten += now;
+            if now < TIDY_BATCH.unsigned_abs() {
+                return Ok(forgotten);
+            }
+        }
     }
 }

@@ -1,7 +1,6 @@
-//! The authorisation matrix: every route with every kind of caller. A route that is not in it fails the test.
+//! The authorisation matrix, asked of the service itself. A route that is not in it fails the test.
 
-use std::collections::BTreeMap;
-
+use dev::authorisation::{CALLERS, matrix, routes};
 use fechatter_core::token::Claims;
 use fechatter_core::user::Role;
 use reqwest::Method;
@@ -10,80 +9,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::support::{App, User, request};
-
-/// Columns: no token, expired, forged, another workspace, not a member, member, chat owner, workspace admin (not a
-/// member), in statuses. `2` stands for any success.
-type Row = [u16; 8];
-
-const CALLERS: [&str; 8] = [
-    "no token",
-    "expired",
-    "forged",
-    "other workspace",
-    "not a member",
-    "member",
-    "owner",
-    "admin",
-];
-
-/// A chat that one may not know of, its members' rights and its owner's.
-const PRIVATE_READ: Row = [401, 401, 401, 404, 404, 2, 2, 404];
-const PRIVATE_OWNER: Row = [401, 401, 401, 404, 404, 403, 2, 404];
-/// Things of one's own: every authenticated caller has them.
-const OWN: Row = [401, 401, 401, 2, 2, 2, 2, 2];
-/// Things of the workspace that owner and admins manage; the foreign caller owns another workspace.
-const MANAGE: Row = [401, 401, 401, 2, 403, 403, 2, 2];
-/// Open to everybody; the statuses are those of an empty or wrong body.
-const OPEN_422: Row = [422; 8];
-
-fn matrix() -> BTreeMap<&'static str, Row> {
-    BTreeMap::from([
-        ("POST /api/signup", OPEN_422),
-        ("POST /api/signin", OPEN_422),
-        ("POST /api/refresh", [401; 8]),
-        ("GET /.well-known/jwks.json", [2; 8]),
-        ("POST /api/logout", OWN),
-        ("GET /api/sessions", OWN),
-        ("DELETE /api/sessions", OWN),
-        ("DELETE /api/sessions/{id}", [401, 401, 401, 404, 404, 404, 404, 404]),
-        ("GET /api/me", OWN),
-        ("GET /api/users", OWN),
-        // The user in question is the member; themselves, or by rank.
-        ("PATCH /api/users/{id}", [401, 401, 401, 404, 403, 403, 2, 2]),
-        ("DELETE /api/users/{id}", [401, 401, 401, 404, 403, 2, 2, 2]),
-        ("GET /api/workspace", OWN),
-        ("PATCH /api/workspace", MANAGE),
-        ("GET /api/workspace/invitations", MANAGE),
-        ("POST /api/workspace/invitations", MANAGE),
-        (
-            "DELETE /api/workspace/invitations/{id}",
-            [401, 401, 401, 404, 403, 403, 2, 2],
-        ),
-        ("GET /api/chat", OWN),
-        ("POST /api/chat", OWN),
-        ("GET /api/channels", OWN),
-        ("GET /api/chat/{id}", PRIVATE_READ),
-        ("PATCH /api/chat/{id}", PRIVATE_OWNER),
-        ("DELETE /api/chat/{id}", PRIVATE_OWNER),
-        ("GET /api/chat/{id}/members", PRIVATE_READ),
-        ("POST /api/chat/{id}/members", PRIVATE_OWNER),
-        ("DELETE /api/chat/{id}/members", PRIVATE_OWNER),
-        ("PATCH /api/chat/{id}/members/{member_id}", PRIVATE_OWNER),
-        // Joining is for public channels; a member joins again without effect.
-        ("POST /api/chat/{id}/join", PRIVATE_READ),
-        ("POST /api/chat/{id}/leave", PRIVATE_READ),
-        ("GET /api/chat/{id}/messages", PRIVATE_READ),
-        ("POST /api/chat/{id}/messages", PRIVATE_READ),
-        // The message is the member's: its sender edits, and the chat's owner may delete but not edit.
-        (
-            "PATCH /api/chat/{id}/messages/{message_id}",
-            [401, 401, 401, 404, 404, 2, 403, 404],
-        ),
-        ("DELETE /api/chat/{id}/messages/{message_id}", PRIVATE_READ),
-        ("GET /api/chat/{id}/messages/{message_id}/history", PRIVATE_READ),
-        ("PUT /api/chat/{id}/read", PRIVATE_READ),
-    ])
-}
 
 /// Everything a row needs, made anew for each caller so that no call disturbs the next.
 struct Scene {
@@ -139,7 +64,8 @@ impl Scene {
             .replace("/invitations/{id}", &format!("/invitations/{}", self.invitation))
             .replace("/api/chat/{id}", &format!("/api/chat/{}", self.chat))
             .replace("{message_id}", &self.message.to_string())
-            .replace("{member_id}", &self.member.id.to_string());
+            .replace("{member_id}", &self.member.id.to_string())
+            .replace("{file}", "start.js");
         if route == "/api/chat/{id}/members" {
             format!("{path}?")
         } else {
@@ -192,31 +118,20 @@ fn forged(token: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_meets_every_caller() {
-    let document = chat_service::document();
-    let document = serde_json::to_value(&document).unwrap();
-    let matrix = matrix();
-    let mut routes = Vec::new();
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        for method in methods.as_object().unwrap().keys() {
-            let route = format!("{} {path}", method.to_uppercase());
-            assert!(
-                matrix.contains_key(route.as_str()),
-                "{route} is not in the authorisation matrix"
-            );
-            routes.push(route);
-        }
-    }
-    assert_eq!(routes.len(), matrix.len(), "the matrix names a route that is gone");
-
+    let document = serde_json::to_value(chat_service::document()).unwrap();
+    let matrix = matrix().unwrap();
     let mut faults = Vec::new();
     let mut scene = Scene::set().await;
-    for (route, row) in &matrix {
+    for route in routes(&document) {
+        let row = matrix
+            .get(&route)
+            .unwrap_or_else(|| panic!("{route} is not in docs/authorisation.md"));
         let (method, path) = route.split_once(' ').unwrap();
         let method: Method = method.parse().unwrap();
         for (caller, expected) in row.iter().enumerate() {
             let url = format!("{}{}", scene.app.url, scene.path(path).trim_end_matches('?'));
             let token = scene.tokens[caller].as_deref();
-            let (status, body) = request(&scene.app.http, method.clone(), &url, token, scene.body(route)).await;
+            let (status, body) = request(&scene.app.http, method.clone(), &url, token, scene.body(&route)).await;
             let got = if status.is_success() { 2 } else { status.as_u16() };
             if got != *expected {
                 faults.push(format!(

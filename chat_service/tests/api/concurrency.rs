@@ -10,12 +10,12 @@ use crate::support::{App, User};
 async fn fifty_senders_in_one_chat_leave_no_gap_and_no_repeat() {
     let app = App::start().await;
     let owner = app.owner().await;
-    let chat = owner.chat("private_channel", &[]).await;
-    let sends = (0..50).map(|sender| {
-        let owner = owner.clone();
+    let senders = app.members(&owner, 50).await;
+    let chat = owner.chat("private_channel", &senders.iter().collect::<Vec<_>>()).await;
+    let sends = senders.into_iter().enumerate().map(|(sender, user)| {
         tokio::spawn(async move {
             for number in 0..10 {
-                owner.say(chat, &format!("{sender}-{number}")).await;
+                user.say(chat, &format!("{sender}-{number}")).await;
             }
         })
     });

@@ -151,6 +151,53 @@ async fn wrong_password_and_unknown_email_are_one_answer_and_are_slowed_down() {
     assert!(slowed.1["retry_after"].as_u64().unwrap() >= 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_at_the_same_time_are_no_more_than_one_after_the_other() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let guesses = (0..30).map(|number| {
+        // However the address is written, it is one account.
+        let email = if number % 2 == 0 {
+            owner.email.clone()
+        } else {
+            owner.email.to_uppercase()
+        };
+        let body = json!({"email": email, "password": format!("guess {number}")});
+        app.anonymous(Method::POST, "/api/signin", Some(body))
+    });
+    let answers = futures::future::join_all(guesses).await;
+    let tried = answers
+        .iter()
+        .filter(|answer| answer.0 == StatusCode::UNAUTHORIZED)
+        .count();
+    let slowed = answers
+        .iter()
+        .filter(|answer| answer.0 == StatusCode::TOO_MANY_REQUESTS)
+        .count();
+    assert_eq!(tried + slowed, 30);
+    // Five are free; one more may come when the first second is over.
+    assert!((5..=6).contains(&tried), "{tried} guesses");
+}
+
+#[tokio::test]
+async fn a_success_forgets_the_failures_and_a_refused_hash_costs_nothing() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let wrong = json!({"email": owner.email, "password": "not the password"});
+    for _ in 0..3 {
+        for _ in 0..4 {
+            let refused = app.anonymous(Method::POST, "/api/signin", Some(wrong.clone())).await;
+            assert_problem(&refused, 401, "invalid_credentials");
+        }
+        app.sign_in(&owner).await;
+    }
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM signin_failures WHERE subject LIKE 'account:%'")
+        .fetch_one(&app.owner)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
 #[tokio::test]
 async fn a_refresh_token_works_once_and_its_reuse_ends_the_session() {
     let app = App::start().await;
@@ -260,6 +307,45 @@ async fn sessions_are_listed_and_ended_by_their_user_alone() {
         .filter(|(kind, _)| kind == "session.revoked")
         .count();
     assert_eq!(revoked, 2, "the phone's and the own session");
+}
+
+#[tokio::test]
+async fn sessions_that_ended_long_ago_are_forgotten() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let phone = app.sign_in(&owner).await;
+    for (age, user) in [("29 days", &owner), ("31 days", &phone)] {
+        sqlx::query(
+            "UPDATE sessions SET expires_at = now() - $1::interval WHERE id = (
+                         SELECT session_id FROM refresh_tokens WHERE token_hash = sha256($2::text::bytea))",
+        )
+        .bind(age)
+        .bind(&user.refresh_token)
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    }
+    assert_eq!(app.sessions.forget_ended().await.unwrap(), 1);
+    let left: Vec<i64> =
+        sqlx::query_scalar("SELECT count(*) FROM sessions UNION ALL SELECT count(*) FROM refresh_tokens")
+            .fetch_all(&app.owner)
+            .await
+            .unwrap();
+    assert_eq!(left, [1, 1]);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_refreshed_is_not_listed() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    app.sign_in(&owner).await;
+    sqlx::query("UPDATE refresh_tokens SET expires_at = now() WHERE token_hash <> sha256($1::text::bytea)")
+        .bind(&owner.refresh_token)
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    let (_, sessions) = owner.get("/api/sessions").await;
+    assert_eq!(sessions["items"].as_array().unwrap().len(), 1, "{sessions}");
 }
 
 #[tokio::test]

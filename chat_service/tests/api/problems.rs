@@ -37,6 +37,13 @@ async fn malformed_requests_are_told_apart() {
         415,
         "unsupported_media_type",
     );
+    // An array is no object, although its items could be its members.
+    assert_problem(&answer(json_post().body("[\"x\"]")).await, 422, "validation_failed");
+    assert_problem(&answer(json_post().body("null")).await, 422, "validation_failed");
+    let members = format!("{}/api/chat/{chat}/members", app.url);
+    let nobody = answer(app.http.delete(&members).bearer_auth(&owner.token)).await;
+    assert_problem(&nobody, 422, "validation_failed");
+    assert_eq!(nobody.1["errors"][0]["field"], "member_ids");
     let huge = format!("{{\"content\":\"{}\"}}", "x".repeat(2_000_000));
     assert_problem(&answer(json_post().body(huge)).await, 413, "payload_too_large");
     assert_problem(

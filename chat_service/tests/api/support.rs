@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use chat_service::AppState;
 use chat_service::config::{Auth, Config, Passwords};
 use chat_service::outbox_relay::{self, Wake};
+use chat_service::services::sessions::SessionService;
 use chat_service::signing_keys::{self, SigningKeys};
 use fechatter_core::health::Status;
 use reqwest::{Method, StatusCode};
@@ -23,6 +24,7 @@ pub struct App {
     /// The schema's owner, to look behind the API.
     pub owner: PgPool,
     pub keys: SigningKeys,
+    pub sessions: SessionService,
     pub http: reqwest::Client,
     shutdown: CancellationToken,
     _keys_dir: tempfile::TempDir,
@@ -61,8 +63,9 @@ impl App {
         let pool = migrations::open(&database.url("chat"), 16).await.unwrap();
         let keys = SigningKeys::open(&config.auth.keys_dir).unwrap();
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
+        let sessions = state.sessions.clone();
         let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
-        let router = chat_service::router(state, checks.routes()).unwrap();
+        let router = chat_service::router(state, checks.routes());
         let listener = serve::bind(([127, 0, 0, 1], 0).into(), "listen").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -76,6 +79,7 @@ impl App {
             url,
             owner,
             keys,
+            sessions,
             http: reqwest::Client::new(),
             shutdown,
             _keys_dir: keys_dir,
@@ -98,6 +102,16 @@ impl App {
         let (status, invitation) = inviter.post("/api/workspace/invitations", json!({})).await;
         assert_eq!(status, StatusCode::CREATED, "{invitation}");
         self.sign_up(&inviter.workspace, invitation["token"].as_str()).await
+    }
+
+    /// Signs up many members by one invitation.
+    pub async fn members(&self, inviter: &User, count: usize) -> Vec<User> {
+        let (status, invitation) = inviter
+            .post("/api/workspace/invitations", json!({"max_uses": count}))
+            .await;
+        assert_eq!(status, StatusCode::CREATED, "{invitation}");
+        let token = invitation["token"].as_str();
+        futures::future::join_all((0..count).map(|_| self.sign_up(&inviter.workspace, token))).await
     }
 
     /// A member whom the owner made an admin, signed in as one.

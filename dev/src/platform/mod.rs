@@ -138,20 +138,26 @@ impl Platform {
 
     /// Like [`Self::temporary`], with more environment for every service.
     pub fn temporary_with(without: &[Service], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let env: Vec<(String, String)> = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Self::temporary_from(&binaries_beside_test()?, without, &env)
+    }
+
+    /// Like [`Self::temporary_with`], with the binaries of a folder.
+    pub fn temporary_from(binaries: &Path, without: &[Service], env: &[(String, String)]) -> anyhow::Result<Self> {
         let folder = scratch::folder()?;
         postgres::open_for_all(folder.path())?;
         let options = Options {
             data: folder.path().to_owned(),
-            binaries: binaries_beside_test()?,
+            binaries: binaries.to_owned(),
             ports: Ports::free()?,
             postgres_url: None,
             nats_url: None,
             fsync: false,
             without: without.to_vec(),
-            env: env
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
+            env: env.to_vec(),
         };
         let mut platform = Self::start(options, &|_| {})?;
         platform.folder = Some(folder);
@@ -170,6 +176,11 @@ impl Platform {
     /// The development certificate authority, to be trusted by clients.
     pub fn ca(&self) -> PathBuf {
         self.options.data.join("tls/ca.pem")
+    }
+
+    /// Folder of the keys that sign access tokens.
+    pub fn keys(&self) -> PathBuf {
+        self.options.data.join("keys")
     }
 
     pub fn log(&self, service: Service) -> PathBuf {
@@ -348,7 +359,8 @@ impl Platform {
         }
     }
 
-    fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
+    /// Path of one of our binaries.
+    pub fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.options.binaries.join(name);
         if path.is_file() {
             return Ok(path);

@@ -86,6 +86,25 @@ impl Client {
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
 
+    /// Sends a request and returns the status as soon as it is known; a stream is not read.
+    pub async fn status(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<Value>,
+    ) -> Result<u16, String> {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.timeout(Duration::from_secs(10)).send().await;
+        Ok(response.map_err(|error| format!("{error:?}"))?.status().as_u16())
+    }
+
     /// Opens the stream of events.
     pub async fn events(&self, token: &str) -> Result<Events, String> {
         let response = self

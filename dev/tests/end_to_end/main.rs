@@ -1,5 +1,6 @@
 //! The whole platform, driven as clients drive it: through the TLS gateway, nothing mocked.
 
+mod authorisation;
 mod client;
 mod collector;
 mod flow;

@@ -1,8 +1,10 @@
 //! A session that ends stops working at the edge, and its streams end.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dev::platform::Platform;
+use dev::tools;
 use reqwest::Method;
 use serde_json::json;
 
@@ -55,5 +57,68 @@ fn a_logged_out_session_is_refused_at_the_edge_within_a_second() {
             .call("me", Method::GET, "/api/me", Some(other), None)
             .await
             .unwrap();
+    });
+}
+
+#[test]
+fn a_new_key_signs_and_the_tokens_of_the_old_one_live_on() {
+    let platform = Platform::temporary(&[]).unwrap();
+    let client = Client::new(&platform).unwrap();
+    let keys = platform.keys();
+    let made = |folder: &std::path::Path| {
+        let mut command = Command::new(platform.binary("chat_service").unwrap());
+        tools::run(command.args(["keys", "new", "--dir"]).arg(folder)).unwrap();
+        let mut files = std::fs::read_dir(folder).unwrap().flatten();
+        files.next().unwrap().path()
+    };
+    // A token's header holds the name of its key.
+    let header = |token: &str| token.split('.').next().unwrap().to_owned();
+    drive(async {
+        let body = json!({
+            "fullname": "Ada", "email": "ada@example.org", "password": "correct horse battery", "workspace": "Keys",
+        });
+        let tokens = client
+            .call("sign up", Method::POST, "/api/signup", None, Some(body))
+            .await
+            .unwrap();
+        let old = tokens["access_token"].as_str().unwrap().to_owned();
+        let mut refresh = tokens["refresh_token"].clone();
+
+        // A key signs from its second minute on; one that says to be older than the first does so as soon as it is seen.
+        let apart = tempfile::tempdir().unwrap();
+        std::fs::rename(made(apart.path()), keys.join("1000000000-second.pem")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let new = loop {
+            let body = json!({"refresh_token": refresh});
+            let tokens = client
+                .call("refresh", Method::POST, "/api/refresh", None, Some(body))
+                .await
+                .unwrap();
+            refresh = tokens["refresh_token"].clone();
+            let token = tokens["access_token"].as_str().unwrap();
+            for token in [old.as_str(), token] {
+                client
+                    .call("me", Method::GET, "/api/me", Some(token), None)
+                    .await
+                    .unwrap();
+            }
+            if header(token) != header(&old) {
+                break token.to_owned();
+            }
+            assert!(Instant::now() < deadline, "the new key does not sign");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let jwks = client
+            .call("keys", Method::GET, "/.well-known/jwks.json", None, None)
+            .await
+            .unwrap();
+        assert_eq!(jwks["keys"].as_array().unwrap().len(), 2, "{jwks}");
+        // Every service takes both.
+        for token in [&old, &new] {
+            for path in ["/api/me", "/api/search/messages?q=x"] {
+                client.call(path, Method::GET, path, Some(token), None).await.unwrap();
+            }
+            client.events(token).await.unwrap().next("ready").await.unwrap();
+        }
     });
 }

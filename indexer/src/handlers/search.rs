@@ -8,6 +8,7 @@ use fechatter_core::chat::ChatKind;
 use fechatter_core::ids::MAX_SAFE_INTEGER;
 use fechatter_core::problem::{FieldError, Problem};
 use fechatter_core::wire::{ChatRef, MessageView};
+use fechatter_core::{ChatId, UserId};
 use serde::{Deserialize, Serialize};
 use service_runtime::ApiResult;
 use service_runtime::auth::Caller;
@@ -31,10 +32,10 @@ pub struct SearchParams {
     #[param(max_length = 1000, example = "release plan in:general")]
     q: String,
     /// Only this chat.
-    #[param(value_type = Option<i64>, minimum = 1)]
+    #[param(value_type = Option<ChatId>)]
     chat_id: String,
     /// Only messages of this user.
-    #[param(value_type = Option<i64>, minimum = 1)]
+    #[param(value_type = Option<UserId>)]
     sender_id: String,
     /// Only chats of this kind.
     #[param(value_type = Option<ChatKind>)]
@@ -224,6 +225,7 @@ impl SearchParams {
     path = "/api/search/messages",
     tag = "search",
     params(SearchParams),
+    extensions(("x-problem-codes" = json!(["not_found"]))),
     security(("bearer" = [])),
     responses((status = 200, description = "The matches", body = SearchResponse))
 )]

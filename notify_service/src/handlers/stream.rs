@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use fechatter_core::events::EventType;
 use http::{HeaderMap, HeaderValue, header};
 use rand::RngExt;
 use serde::Deserialize;
@@ -12,7 +13,9 @@ use service_runtime::ApiResult;
 use service_runtime::extract::Query;
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use utoipa::IntoParams;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::body::{EventBody, Life};
 use crate::config::StreamConfig;
@@ -38,6 +41,48 @@ pub struct StreamParams {
     #[param(rename = "lastEventId")]
     last_event_id_of_polyfills: String,
 }
+
+/// One event of the stream, its fields as Server-Sent Events have them. Without `event` it is a heartbeat.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "only described; events are encoded once, by `event`")]
+pub struct StreamEvent {
+    /// The cursor: to be sent as `Last-Event-ID` to go on after this event.
+    #[schema(example = "0190a7c04f6e7b1e9d525b1f0c6e2d11.42")]
+    id: Option<String>,
+    event: Option<StreamEventType>,
+    /// JSON: what the event concerns, in the shapes of the API.
+    #[schema(example = "{\"chat_id\":42,\"user_id\":7}")]
+    data: Option<String>,
+    /// Milliseconds to wait before coming back.
+    #[schema(minimum = 0, example = 1000)]
+    retry: Option<i64>,
+}
+
+/// The types of events that are not stored.
+const UNSTORED: [&str; 6] = ["ready", "resumed", "gap", "caught_up", "reauth", "typing"];
+
+/// The name of an event's type.
+#[derive(Debug)]
+struct StreamEventType;
+
+impl PartialSchema for StreamEventType {
+    fn schema() -> RefOr<Schema> {
+        // The end of a session ends its streams; nobody is told by an event.
+        let stored = EventType::ALL
+            .into_iter()
+            .filter(|event| *event != EventType::SessionRevoked)
+            .map(EventType::as_str);
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(
+                "Ready, resumed and gap begin a stream; the dotted ones are what happened.",
+            ))
+            .enum_values(Some(UNSTORED.into_iter().chain(stored)))
+            .into()
+    }
+}
+
+impl ToSchema for StreamEventType {}
 
 /// What a client saw last: the header counts before the parameters, and an empty value is none.
 fn requested(headers: &HeaderMap, params: &StreamParams) -> Requested {
@@ -80,7 +125,7 @@ fn life(config: &StreamConfig, expires: i64) -> Life {
         ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen."),
     ),
     responses(
-        (status = 200, description = "The stream", content_type = "text/event-stream", body = String),
+        (status = 200, description = "The stream", content_type = "text/event-stream", body = StreamEvent),
     ),
     security(("bearer" = []), ()),
 )]

@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn a_schema_that_contains_itself_ends() {
-        let components = json!({"schemas": {"Loop": {"type": "array", "items": {"$ref": "#/components/schemas/Loop"}}}});
+        let components =
+            json!({"schemas": {"Loop": {"type": "array", "items": {"$ref": "#/components/schemas/Loop"}}}});
         assert!(example(&json!({"$ref": "#/components/schemas/Loop"}), &components).is_array());
     }
 }
