@@ -1,6 +1,8 @@
 //! The authorisation matrix through the gateway. chat_service proves its own routes to all callers in its own tests; here every
 //! route meets the callers without a valid token, and the routes of the other processes meet all.
 
+#![expect(clippy::unwrap_used, reason = "a scene that cannot be set fails the test")]
+
 use std::collections::BTreeSet;
 
 use chat_service::signing_keys::SigningKeys;
