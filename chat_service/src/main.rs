@@ -83,6 +83,12 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
     let keys = SigningKeys::open(&config.auth.keys_dir)?;
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    let observed = (pool.clone(), pool.clone());
+    observability::pool::observe(observability::pool::Pool {
+        max: config.database.max_connections,
+        open: move || observed.0.size(),
+        idle: move || observed.1.num_idle(),
+    });
     let client = nats::connect(&config.nats, "chat").await?;
 
     let wake = Arc::new(Wake::default());

@@ -112,7 +112,7 @@ impl Metrics {
             |g| &g.requests,
         );
         let upstreams = |name, description| instruments.gauge(name, "{upstream}", description);
-        Self {
+        let metrics = Self {
             request_duration: instruments.seconds(
                 "http.server.request.duration",
                 "Time from the request's head to the answer's head.",
@@ -159,6 +159,34 @@ impl Metrics {
             healthy: upstreams("gateway.upstreams.healthy", "Healthy upstreams of a group."),
             known: upstreams("gateway.upstreams.known", "Upstreams of a group."),
             gauges,
+        };
+        metrics.begin_from_zero();
+        metrics
+    }
+
+    fn begin_from_zero(&self) {
+        let groups = Group::ALL.map(Group::as_str);
+        Instruments::from_zero(
+            &self.tokens,
+            "verdict",
+            &["verified", "remembered", "absent", "expired", "revoked"],
+        );
+        Instruments::from_zero(&self.retries, "upstream", &groups);
+        Instruments::from_zero(&self.handshake_failures, "reason", &["protocol", "timeout"]);
+        Instruments::from_zero(&self.connections_refused, "limit", &["all", "address"]);
+        Instruments::from_zero(
+            &self.refusals,
+            "reason",
+            &["token_absent", "token_invalid", "rate_limited"],
+        );
+        for class in Class::ALL {
+            self.rate_limits.add(
+                0,
+                &[
+                    KeyValue::new("class", class.as_str()),
+                    KeyValue::new("verdict", "limited"),
+                ],
+            );
         }
     }
 

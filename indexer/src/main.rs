@@ -86,6 +86,12 @@ fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn SearchEngine>> {
 async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    let observed = (pool.clone(), pool.clone());
+    observability::pool::observe(observability::pool::Pool {
+        max: config.database.max_connections,
+        open: move || observed.0.size(),
+        idle: move || observed.1.num_idle(),
+    });
     let engine = open_engine(&config)?;
     let client = nats::connect(&config.nats, "indexer").await?;
 

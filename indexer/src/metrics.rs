@@ -30,7 +30,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let instruments = Instruments::of("indexer");
         let duration = observability::buckets::HTTP_DURATION_BUCKETS;
-        Self {
+        let metrics = Self {
             batch_events: instruments
                 .meter()
                 .u64_histogram("indexer.batch.events")
@@ -91,11 +91,21 @@ impl Default for Metrics {
                 "{hit}",
                 "Hits of the engine that PostgreSQL did not confirm.",
             ),
-        }
+        };
+        metrics.begin_from_zero();
+        metrics
     }
 }
 
 impl Metrics {
+    fn begin_from_zero(&self) {
+        for counter in [&self.redelivered, &self.dropped_hits] {
+            Instruments::from_zero(counter, "", &[]);
+        }
+        Instruments::from_zero(&self.dead_letters, "reason", &["unreadable", "refused", "exhausted"]);
+        Instruments::from_zero(&self.changes, "outcome", &["written", "deleted", "stale"]);
+    }
+
     fn messaging() -> [KeyValue; 4] {
         [
             KeyValue::new("messaging.system", "nats"),

@@ -68,6 +68,12 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     // Streams go on while they are drained, and events with them.
     let stop = CancellationToken::new();
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    let observed = (pool.clone(), pool.clone());
+    observability::pool::observe(observability::pool::Pool {
+        max: config.database.max_connections,
+        open: move || observed.0.size(),
+        idle: move || observed.1.num_idle(),
+    });
     let client = nats::connect(&config.nats, "notify").await?;
     let context = async_nats::jetstream::new(client.clone());
 

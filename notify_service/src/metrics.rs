@@ -53,7 +53,7 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let instruments = Instruments::of("notify_service");
-        Self {
+        let metrics = Self {
             streams: instruments
                 .meter()
                 .i64_up_down_counter("notify.streams")
@@ -112,11 +112,34 @@ impl Default for Metrics {
                 "Users whose chats were loaded from PostgreSQL.",
             ),
             tickets: instruments.counter("notify.tickets", "{ticket}", "Tickets made, used and refused."),
-        }
+        };
+        metrics.begin_from_zero();
+        metrics
     }
 }
 
 impl Metrics {
+    fn begin_from_zero(&self) {
+        self.streams.add(0, &[]);
+        for counter in [&self.deliveries, &self.slow, &self.dead_letters, &self.loads] {
+            Instruments::from_zero(counter, "", &[]);
+        }
+        Instruments::from_zero(&self.connects, "beginning", &["ready", "resumed", "gap"]);
+        Instruments::from_zero(
+            &self.ends,
+            "reason",
+            &["client", "slow", "expiring", "revoked", "draining"],
+        );
+        for counter in [&self.replays, &self.replayed] {
+            Instruments::from_zero(counter, "source", &[Source::Ring.as_str(), Source::Stream.as_str()]);
+        }
+        let reasons = ["too_many", "unknown_cursor", "history_changed", "events_lost"];
+        Instruments::from_zero(&self.gaps, "reason", &reasons);
+        Instruments::from_zero(&self.dropped, "reason", &["copy", "other_history", "seen_before"]);
+        Instruments::from_zero(&self.ephemeral, "kind", &["typing"]);
+        Instruments::from_zero(&self.tickets, "outcome", &["issued"]);
+    }
+
     pub fn opened(&self, beginning: &'static str) {
         self.streams.add(1, &[]);
         self.connects.add(1, &[KeyValue::new("beginning", beginning)]);

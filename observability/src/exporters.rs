@@ -1,6 +1,6 @@
 //! The three providers. Exporters run on threads of their own and use the blocking HTTP client: asynchronous clients
 //! panic there for want of a runtime. Queues are bounded (2,048 records); what does not fit is dropped and counted by
-//! the SDK's own `otel.sdk.processor.*` metrics.
+//! the SDK's own `otel.sdk.processor.*` metrics; what fails on the way by `otel.sdk.exporter.*` (`exporting`).
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
 
+use crate::exporting::{Counted, Outage};
 use crate::settings::Settings;
 
 /// How long each signal may take to flush at the end.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Spans: recorded by ratio when exported, else only numbered.
-pub(crate) fn tracers(settings: &Settings, complaints: &mut Vec<String>) -> SdkTracerProvider {
+pub(crate) fn tracers(settings: &Settings, outage: &Outage, complaints: &mut Vec<String>) -> SdkTracerProvider {
     let builder = SdkTracerProvider::builder().with_resource(settings.resource.clone());
     if !settings.traces {
         return builder.with_sampler(Sampler::AlwaysOff).build();
@@ -30,7 +31,7 @@ pub(crate) fn tracers(settings: &Settings, complaints: &mut Vec<String>) -> SdkT
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
                 settings.ratio,
             ))))
-            .with_span_processor(BatchSpanProcessor::builder(exporter).build())
+            .with_span_processor(BatchSpanProcessor::builder(Counted::new(exporter, "traces", outage)).build())
             .build(),
         Err(error) => {
             complaints.push(format!("traces: {error}"));
@@ -40,7 +41,7 @@ pub(crate) fn tracers(settings: &Settings, complaints: &mut Vec<String>) -> SdkT
 }
 
 /// Logs, only when exported.
-pub(crate) fn loggers(settings: &Settings, complaints: &mut Vec<String>) -> Option<SdkLoggerProvider> {
+pub(crate) fn loggers(settings: &Settings, outage: &Outage, complaints: &mut Vec<String>) -> Option<SdkLoggerProvider> {
     if !settings.logs {
         return None;
     }
@@ -52,7 +53,7 @@ pub(crate) fn loggers(settings: &Settings, complaints: &mut Vec<String>) -> Opti
         Ok(exporter) => Some(
             SdkLoggerProvider::builder()
                 .with_resource(settings.resource.clone())
-                .with_log_processor(BatchLogProcessor::builder(exporter).build())
+                .with_log_processor(BatchLogProcessor::builder(Counted::new(exporter, "logs", outage)).build())
                 .build(),
         ),
         Err(error) => {
@@ -63,7 +64,11 @@ pub(crate) fn loggers(settings: &Settings, complaints: &mut Vec<String>) -> Opti
 }
 
 /// Metrics: always for `/metrics`, and pushed when exported.
-pub(crate) fn meters(settings: &Settings, complaints: &mut Vec<String>) -> Result<SdkMeterProvider, OTelSdkError> {
+pub(crate) fn meters(
+    settings: &Settings,
+    outage: &Outage,
+    complaints: &mut Vec<String>,
+) -> Result<SdkMeterProvider, OTelSdkError> {
     let prometheus = opentelemetry_prometheus::exporter()
         .with_registry(crate::metrics::registry().clone())
         .build()?;
@@ -76,7 +81,10 @@ pub(crate) fn meters(settings: &Settings, complaints: &mut Vec<String>) -> Resul
             .with_compression(opentelemetry_otlp::Compression::Gzip)
             .build()
         {
-            Ok(exporter) => builder = builder.with_reader(PeriodicReader::builder(exporter).build()),
+            Ok(exporter) => {
+                let counted = Counted::new(exporter, "metrics", outage);
+                builder = builder.with_reader(PeriodicReader::builder(counted).build());
+            }
             Err(error) => complaints.push(format!("metrics: {error}")),
         }
     }

@@ -21,6 +21,17 @@ impl Instruments {
             .build()
     }
 
+    /// Lets a counter exist before there is anything to count, so that a rate sees its first event and an absence is not
+    /// taken for a zero: with each of `values` of the label `key`, or without a label when there are none.
+    pub fn from_zero(counter: &Counter<u64>, key: &'static str, values: &[&'static str]) {
+        if values.is_empty() {
+            counter.add(0, &[]);
+        }
+        for value in values {
+            counter.add(0, &[opentelemetry::KeyValue::new(key, *value)]);
+        }
+    }
+
     /// A number that is set; `unit` as of [`Self::counter`], or `By`.
     pub fn gauge(&self, name: &'static str, unit: &'static str, description: &'static str) -> Gauge<u64> {
         self.0

@@ -8,25 +8,31 @@ pub mod buckets;
 pub mod instruments;
 pub mod messaging;
 pub mod metrics;
+pub mod pool;
 pub mod process;
 pub mod propagation;
 
 mod exporters;
+mod exporting;
 mod log_line;
 mod settings;
+mod statements;
 
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_appender_tracing::layer::{OpenTelemetryTracingBridge, TracingSpanAttributes};
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::Deserialize;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use log_line::LogLines;
+use exporting::Outage;
+use log_line::{CARRIED, LogLines};
 use settings::Settings;
+use statements::Statements;
 
 /// `[log]`: what goes to standard output.
 #[derive(Debug, Clone, Deserialize)]
@@ -76,21 +82,27 @@ pub struct Telemetry {
 
 /// Noise that is never worth a span, and that exporting itself would cause.
 const QUIET: &str = "hyper=off,hyper_util=off,h2=off,tonic=off,tower=off,reqwest=off,rustls=off,sqlx=off,\
-                     opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off,async_nats=off,tantivy=off";
+                     opentelemetry=off,async_nats=off,tantivy=off,observability::exporting=off";
+/// Libraries that say the same thing at each attempt of a repeated one; the filter of the configuration can undo it.
+const REPETITIVE: &str = "opentelemetry=error,async_nats=warn";
 
 /// Sets up telemetry for the process `service`. An exporter that cannot be built is said once and left out: no request
 /// waits for a collector, and no process fails for want of one.
 pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitError> {
-    let stdout_filter = EnvFilter::try_new(&log.filter)?;
+    let stdout_filter = EnvFilter::try_new(format!("{REPETITIVE},{}", log.filter))?
+        // An outage of the collector is said once, by `exporting`, not at each export of each signal.
+        .and(filter_fn(|metadata| {
+            !(metadata.target().starts_with("opentelemetry") && metadata.name().contains("Export"))
+        }));
     let settings = Settings::from_environment(service);
-    let mut complaints = Vec::new();
+    let (mut complaints, outage) = (Vec::new(), Outage::default());
 
-    let meters = exporters::meters(&settings, &mut complaints)?;
+    let meters = exporters::meters(&settings, &outage, &mut complaints)?;
     opentelemetry::global::set_meter_provider(meters.clone());
     propagation::install();
-    let tracers = exporters::tracers(&settings, &mut complaints);
+    let tracers = exporters::tracers(&settings, &outage, &mut complaints);
     opentelemetry::global::set_tracer_provider(tracers.clone());
-    let loggers = exporters::loggers(&settings, &mut complaints);
+    let loggers = exporters::loggers(&settings, &outage, &mut complaints);
 
     let spans = tracing_opentelemetry::layer()
         .with_tracer(tracers.tracer(service))
@@ -100,7 +112,10 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
         .with_filter(EnvFilter::try_new(format!("info,{QUIET}"))?);
     let exported_logs = match &loggers {
         Some(loggers) => {
-            Some(OpenTelemetryTracingBridge::new(loggers).with_filter(EnvFilter::try_new(format!("info,{QUIET}"))?))
+            let bridge = OpenTelemetryTracingBridge::builder(loggers)
+                .with_tracing_span_attributes(TracingSpanAttributes::allowlist(CARRIED))
+                .build();
+            Some(bridge.with_filter(EnvFilter::try_new(format!("info,{QUIET}"))?))
         }
         None => None,
     };
@@ -109,6 +124,7 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
         .with(spans)
         .with(LogLines::new(service, log.format).with_filter(stdout_filter))
         .with(exported_logs)
+        .with(Statements::new(service).with_filter(Targets::new().with_target(statements::TARGET, LevelFilter::TRACE)))
         .try_init()
         .map_err(|_| InitError::Twice)?;
     process::register();
@@ -131,14 +147,28 @@ impl Telemetry {
             meters,
         } = self;
         let timeout = exporters::FLUSH_TIMEOUT;
-        let flushing = [
-            std::thread::spawn(move || tracers.shutdown_with_timeout(timeout).is_ok()),
-            std::thread::spawn(move || loggers.is_none_or(|loggers| loggers.shutdown_with_timeout(timeout).is_ok())),
-            std::thread::spawn(move || meters.shutdown_with_timeout(timeout).is_ok()),
-        ];
-        for thread in flushing {
-            // A collector that is away at the end has been complained about while there was a log.
-            let _ = thread.join();
+        let (done, flushed) = std::sync::mpsc::channel();
+        let flush = |work: Box<dyn FnOnce() + Send>| {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                work();
+                // Nobody waits any more when time is up.
+                let _ = done.send(());
+            });
+        };
+        // A collector that is away at the end has been complained about while there was a log.
+        flush(Box::new(move || drop(tracers.shutdown_with_timeout(timeout))));
+        flush(Box::new(move || {
+            drop(loggers.map(|loggers| loggers.shutdown_with_timeout(timeout)));
+        }));
+        // The reader of the metrics has a bound of its own, which is longer than ours.
+        flush(Box::new(move || drop(meters.shutdown_with_timeout(timeout))));
+        let deadline = std::time::Instant::now() + timeout;
+        for _ in 0..3 {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            if flushed.recv_timeout(left).is_err() {
+                return;
+            }
         }
     }
 }

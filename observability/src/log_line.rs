@@ -17,7 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::LogFormat;
 
 /// Span fields that every line within the span repeats.
-const CARRIED: [&str; 2] = ["request_id", "user.id"];
+pub(crate) const CARRIED: [&str; 2] = ["request_id", "user.id"];
 
 /// Writes log records to standard output.
 #[derive(Debug)]

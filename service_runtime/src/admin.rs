@@ -1,4 +1,4 @@
-//! The admin listener of every process: `/live`, `/ready`, `/metrics`. Never public.
+//! The admin listener of every process: `/live`, `/ready`, `/metrics`, `/debug/pprof/profile`. Never public.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ where
             }),
         )
         .with_state(ready)
+        .merge(crate::profile::router())
 }
 
 async fn answer_ready(State(ready): State<Readiness>) -> (StatusCode, String) {

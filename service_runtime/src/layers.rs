@@ -89,6 +89,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
             request_id = %id,
             http.request.method = method,
             http.route = route.as_deref(),
+            url.scheme = "http",
             http.response.status_code = Empty,
             user.id = Empty,
         )

@@ -15,6 +15,8 @@ pub mod layers;
 pub mod nats;
 pub mod openapi;
 pub mod process;
+pub mod profile;
+mod runtime_metrics;
 pub mod serve;
 pub mod write_timeout;
 

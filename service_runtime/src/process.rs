@@ -57,6 +57,7 @@ where
             return ExitCode::FAILURE;
         }
     };
+    crate::runtime_metrics::register(&runtime.handle().metrics());
     let result = runtime.block_on(async {
         let process = Process {
             shutdown: CancellationToken::new(),

@@ -94,6 +94,11 @@ impl Status {
                 ],
             ),
         };
+        for counter in [&instruments.published, &instruments.rebuilds] {
+            observability::instruments::Instruments::from_zero(counter, "", &[]);
+        }
+        let kinds = ["disconnected", "timeout", "stream", "database"];
+        observability::instruments::Instruments::from_zero(&instruments.failures, "error.type", &kinds);
         Self(Arc::new(Inner {
             client,
             state: Mutex::default(),

@@ -1,0 +1,100 @@
+//! `/debug/pprof/profile?seconds=N` on the admin port: where the CPU's time goes, as a flame graph.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Query;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, header};
+use serde::Deserialize;
+
+/// Longest profile, in seconds: somebody waits for it.
+const SECONDS_MAX: u64 = 120;
+/// Samples a second of CPU time; not a divisor of common timers, so that it does not walk in step with them.
+const FREQUENCY: i32 = 99;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    #[serde(default = "default_seconds")]
+    seconds: u64,
+}
+
+const fn default_seconds() -> u64 {
+    10
+}
+
+/// The route.
+pub fn router() -> Router {
+    Router::new().route("/debug/pprof/profile", get(profile))
+}
+
+/// The one profile that may be taken at a time; given back when its request ends, however it ends.
+struct Turn;
+
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Turn {
+    fn take() -> Option<Self> {
+        (!TAKEN.swap(true, Ordering::AcqRel)).then_some(Self)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TAKEN.store(false, Ordering::Release);
+    }
+}
+
+async fn profile(wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>) -> Response {
+    let seconds = match wanted {
+        Ok(Query(wanted)) if (1..=SECONDS_MAX).contains(&wanted.seconds) => wanted.seconds,
+        _ => {
+            return say(
+                StatusCode::BAD_REQUEST,
+                &format!("?seconds= takes 1 to {SECONDS_MAX}; it is the one parameter"),
+            );
+        }
+    };
+    let Some(_turn) = Turn::take() else {
+        return say(StatusCode::CONFLICT, "a profile is being taken; wait for its end");
+    };
+    // libc and the unwinder are left out: a signal that interrupts them must not unwind through them.
+    let guard = pprof::ProfilerGuardBuilder::default()
+        .frequency(FREQUENCY)
+        .blocklist(&["libc", "libgcc", "pthread", "vdso"])
+        .build();
+    let guard = match guard {
+        Ok(guard) => guard,
+        Err(error) => return say(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot profile: {error}")),
+    };
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    // Symbols are looked up now, which takes a while.
+    let drawn = tokio::task::spawn_blocking(move || {
+        let mut svg = Vec::new();
+        let report = guard.report().build()?;
+        report.flamegraph(&mut svg)?;
+        Ok::<_, pprof::Error>(svg)
+    });
+    match drawn.await {
+        Ok(Ok(svg)) if !svg.is_empty() => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
+        Ok(Ok(_)) => say(
+            StatusCode::OK,
+            "the process used no CPU time that could be sampled; ask for more seconds, under load",
+        ),
+        Ok(Err(error)) => say(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("cannot draw the profile: {error}"),
+        ),
+        Err(error) => say(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("cannot draw the profile: {error}"),
+        ),
+    }
+}
+
+fn say(status: StatusCode, line: &str) -> Response {
+    (status, format!("{line}\n")).into_response()
+}
