@@ -7,7 +7,7 @@ use fechatter_core::config::{Faults, Validate};
 use fechatter_core::token::ACCESS_SECONDS_MAX;
 use observability::LogConfig;
 use serde::Deserialize;
-use service_runtime::config::{Database, Nats, validate_serving};
+use service_runtime::config::{Database, Nats, default_drain_delay_ms, validate_drain_delay, validate_serving};
 
 use crate::outbox_relay;
 
@@ -27,6 +27,10 @@ pub struct Config {
     /// Seconds that requests in flight may go on after SIGTERM, 0 to 600.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Milliseconds that it goes on serving after SIGTERM and before it drains, while `/ready` and `/health/simple` say
+    /// that it is about to end, 0 to 120,000; longer than the gateway's pause between health checks.
+    #[serde(default = "default_drain_delay_ms")]
+    pub drain_delay_ms: u64,
     #[serde(default)]
     pub log: LogConfig,
     pub database: Database,
@@ -116,6 +120,7 @@ impl Default for Passwords {
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         validate_serving(faults, self.listen, self.admin_listen, self.drain_seconds);
+        validate_drain_delay(faults, self.drain_delay_ms);
         self.database.validate(faults);
         self.nats.validate(faults);
         self.outbox.validate(faults);

@@ -80,7 +80,8 @@ fn new_key(dir: &Path) -> ExitCode {
 }
 
 async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
-    let shutdown = process.shutdown;
+    process.delay_shutdown(config.drain_delay_ms);
+    let (draining, shutdown) = (process.draining, process.shutdown);
     let keys = SigningKeys::open(&config.auth.keys_dir)?;
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
     let observed = (pool.clone(), pool.clone());
@@ -116,7 +117,7 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
         });
     let listener = serve::bind(config.listen, "listen").await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    let admin_routes = admin::router(shutdown.clone(), || Ok(()));
+    let admin_routes = admin::router(draining.clone(), || Ok(()));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 
@@ -124,7 +125,7 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
         drain: Duration::from_secs(config.drain_seconds),
         ..serve::Options::default()
     };
-    let app = router(state, checks.routes());
+    let app = router(state, checks.routes(draining));
     let relay_guard = process::critical("outbox relay", &shutdown, relay);
     tokio::pin!(relay_guard);
     tokio::select! {

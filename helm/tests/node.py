@@ -64,8 +64,8 @@ def network_up():
 class Pod:
     """A running pod of one container."""
 
-    def __init__(self, name, spec, process, log):
-        self.name, self.spec, self.process, self.log, self.status = name, spec, process, log, None
+    def __init__(self, name, spec, process, log, address):
+        self.name, self.spec, self.process, self.log, self.address, self.status = name, spec, process, log, address, None
 
     def ended(self):
         """The exit code, once it has ended."""
@@ -91,7 +91,7 @@ class Pod:
         port = get["port"]
         if isinstance(port, str):
             port = next(p["containerPort"] for p in container["ports"] if p["name"] == port)
-        url = f"{get.get('scheme', 'HTTP').lower()}://127.0.0.1:{port}{get['path']}"
+        url = f"{get.get('scheme', 'HTTP').lower()}://{self.address}:{port}{get['path']}"
         try:
             with urllib.request.urlopen(url, timeout=container[which].get("timeoutSeconds", 1)) as answer:
                 return answer.status, answer.read().decode()
@@ -133,14 +133,30 @@ class Node:
         self.configs = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
         self.services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
         self.pods = {}
+        # What cluster DNS says: each Service's pods. Written again when they change, read by every pod.
+        self.hosts = self.folder / "hosts"
+        self.resolve({})
         network_up()
 
-    def run(self, component, spec, programs, whole_system=False, command=None):
-        """Starts a pod. `programs` are paths in the pod to files of this machine; `whole_system` gives it /usr as well."""
+    def resolve(self, addresses):
+        """Has the names of Services lead to other addresses than 127.0.0.1."""
+        lines = ["127.0.0.1 localhost"]
+        for service in self.services:
+            lines += [f"{address} {service}" for address in addresses.get(service, ["127.0.0.1"])]
+        self.hosts.write_text("\n".join(lines) + "\n")
+
+    def run(self, component, spec, programs, whole_system=False, command=None, address="127.0.0.1"):
+        """Starts a pod. `programs` are paths in the pod to files of this machine; `whole_system` gives it /usr as well.
+
+        `address` stands for the pod's own: with another than 127.0.0.1 it listens there instead of everywhere, as replicas
+        share one network here.
+        """
         container = spec["containers"][0]
         log = self.folder / f"{component}.log"
         argv = command or [*container["command"], *container.get("args", [])]
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", **self.environment(spec, component)}
+        if address != "127.0.0.1":
+            environment = {key: value.replace("0.0.0.0:", f"{address}:") for key, value in environment.items()}
         volumes = {v["name"]: self.volume(component, v) for v in spec.get("volumes", [])}
         for mounted in container.get("volumeMounts", []):
             # A claim of a StatefulSet.
@@ -154,7 +170,7 @@ class Node:
             except BaseException as error:  # noqa: BLE001: the child must not go on as the test
                 print(f"cannot start {argv}: {error}", file=sys.stderr, flush=True)
             os._exit(70)
-        self.pods[component] = Pod(component, spec, process, log)
+        self.pods[component] = Pod(component, spec, process, log, address)
         return self.pods[component]
 
     def enter(self, component, container, volumes, programs, whole_system, log):
@@ -165,7 +181,7 @@ class Node:
         if LIBC.unshare(CLONE_NEWNS) != 0:
             raise OSError(ctypes.get_errno(), "unshare")
         root = str(self.folder / f"{component}.root")
-        os.makedirs(root)
+        os.makedirs(root, exist_ok=True)
         mount("tmpfs", root, "tmpfs", 0, "mode=755")
         for path in ("/usr",) if whole_system else ("/usr/lib", "/usr/lib64"):
             if os.path.isdir(path):
@@ -180,7 +196,8 @@ class Node:
         os.makedirs(f"{root}/proc")
         mount("proc", f"{root}/proc", "proc")
         bind("/etc/ssl/certs", f"{root}/etc/ssl/certs", True)
-        pathlib.Path(f"{root}/etc/hosts").write_text("127.0.0.1 localhost " + " ".join(self.services) + "\n")
+        bind(str(self.hosts), f"{root}/etc/hosts", True)
+        pathlib.Path(f"{root}/etc/host.conf").write_text("multi on\n")
         pathlib.Path(f"{root}/etc/nsswitch.conf").write_text("hosts: files\n")
         pathlib.Path(f"{root}/etc/passwd").write_text(f"app:x:{USER}:{USER}::/:/bin/sh\n")
         for path, source in programs.items():

@@ -40,7 +40,7 @@ CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): closed(
         ["selector", "podMetricsEndpoints"],
         selector={"type": "object"},
-        podMetricsEndpoints={"type": "array", "minItems": 1, "items": closed([], port=TEXT, path=TEXT, interval={"type": "string", "pattern": r"^(\d+[smh])+$"})},
+        podMetricsEndpoints={"type": "array", "minItems": 1, "items": closed([], port=TEXT, path=TEXT, interval={"type": "string", "pattern": r"^(\d+[smh])+$"}, relabelings={"type": "array", "items": closed([], sourceLabels={"type": "array", "items": TEXT}, regex=TEXT, replacement=TEXT, targetLabel=TEXT)})},
     ),
     ("monitoring.coreos.com/v1", "PrometheusRule"): closed(
         ["groups"],

@@ -10,93 +10,35 @@ import unittest
 
 import node
 from chart import CHART, EXAMPLES, SERVICES, merge, objects, pods
+from release import BINARIES, BINARY, Release, made_secrets
 
-BINARIES = pathlib.Path(os.environ["FECHATTER_BINARIES"])
+PREFIX = {name: f"FECHATTER_{name.upper()}__" for name in SERVICES}
 # Their least value is that of another setting, which is too low as well then.
 DEPENDENT = {("stream", "heartbeat_max_seconds"), ("batch", "backlog_max_events")}
-BINARY = {"gateway": "gateway", "chat": "chat_service", "notify": "notify_service", "indexer": "indexer"}
-PREFIX = {name: f"FECHATTER_{name.upper()}__" for name in SERVICES}
-# Digits and quotes-to-be: what a careless chart breaks on.
-PASSWORDS = {f"{name}-password": f"0{number}12345678901234567890" for number, name in enumerate((*SERVICES, "owner", "postgres"))}
 
-# Over examples/trial.yaml: its certificate names localhost, and nobody wants to wait for load balancers here.
-TRIAL = merge(EXAMPLES["trial"], {"gateway": {"publicHost": "localhost", "drain": {"delaySeconds": 1, "timeoutSeconds": 5, "streamSpreadSeconds": 1}}})
-
-# What the image of PostgreSQL does at its first start.
-POSTGRES = """
-set -eu
-PATH="$POSTGRES_BIN:$PATH"
-printf %s "$POSTGRES_PASSWORD" > /tmp/password
-initdb -D "$PGDATA" -U postgres --auth-local=trust --auth-host=scram-sha-256 --pwfile=/tmp/password > /tmp/initdb.log
-pg_ctl -D "$PGDATA" -w -o "-k /var/run/postgresql -c listen_addresses=''" start > /tmp/first.log
-export PGUSER=postgres PGHOST=/var/run/postgresql
-for script in /docker-entrypoint-initdb.d/*; do sh "$script"; done
-pg_ctl -D "$PGDATA" -w stop
-exec postgres -D "$PGDATA" -k /var/run/postgresql -c "listen_addresses=*" -c fsync=off
-"""
-
-
-def made_secrets(folder):
-    """The Secrets that docs/operations.md has an operator make, made the same way."""
-    run = lambda *argv: subprocess.run(argv, check=True, capture_output=True)
-    run(BINARIES / "chat_service", "keys", "new", "--dir", folder / "keys")
-    run(BINARIES / "gateway", "dev-certificate", "--dir", folder / "tls")
-    read = lambda path: (folder / path).read_text()
-    return {
-        "fechatter-signing-keys": {path.name: path.read_text() for path in (folder / "keys").glob("*.pem")},
-        "fechatter-tls": {"tls.crt": read("tls/cert.pem"), "tls.key": read("tls/key.pem"), "ca.crt": read("tls/ca.pem")},
-        "fechatter-database": PASSWORDS,
-        "fechatter-nats": PASSWORDS,
-    }
+# Nobody wants to wait for load balancers here.
+QUICK = {"gateway": {"drain": {"delaySeconds": 1, "timeoutSeconds": 5, "streamSpreadSeconds": 1}}}
 
 
 def conversation(folder):
     """Starts a whole release, runs its `helm test`, and ends it; raises AssertionError with what went wrong."""
-    items = objects(TRIAL)
-    specs = {name: spec for name, (_, spec) in pods(items).items()}
-    here = node.Node(folder, items, made_secrets(folder))
-    our = lambda name: {f"/usr/local/bin/{name}": BINARIES / name}
-
-    postgres = specs["postgres"]
-    postgres["containers"][0]["env"].append({"name": "POSTGRES_BIN", "value": os.environ["FECHATTER_POSTGRES_BIN"]})
-    here.run("postgres", postgres, {}, whole_system=True, command=["sh", "-c", POSTGRES])
-    nats = os.environ["FECHATTER_NATS_SERVER"]
-    server = here.run("nats", specs["nats"], {"/nats-server": nats}, command=["/nats-server", *specs["nats"]["containers"][0]["args"]])
-    for which in ("startupProbe", "readinessProbe", "livenessProbe"):
-        node.until(30, f"the {which} of nats", lambda: server.probe(which)[0] == 200 or None, server)
-
-    attempts = range(specs_of_job(items)["backoffLimit"])
-    codes = []
-    for attempt in attempts:
-        # A Job starts it again until the database is there.
-        codes.append(here.run("migrations" if not attempt else f"migrations-{attempt}", specs["migrations"], our("migrations")).wait(40))
-        if codes[-1] == 0:
-            break
-    assert codes[-1] == 0, f"migrations ended with {codes}\n{here.pods['migrations'].tail()}\n{here.pods['postgres'].tail()}"
-
-    for name in ("chat", "notify", "indexer", "gateway"):
-        here.run(name, specs[name], our(BINARY[name]))
+    release = Release(folder, QUICK)
+    release.start_servers()
+    release.migrate()
+    release.start_services()
     for name in SERVICES:
-        here.pods[name].until_ready()
-        assert here.pods[name].probe("livenessProbe") == (200, "ok\n"), name
-    here.publish("fechatter-gateway")
-    test = here.run("test", specs["test"], {}, whole_system=True)
-    assert test.wait(120) == 0, test.tail() + "\n" + "\n".join(here.pods[name].tail() for name in SERVICES)
+        assert release.pods[name].probe("livenessProbe") == (200, "ok\n"), name
+    release.node.publish("fechatter-gateway")
+    test = release.node.run("test", release.specs["test"], {}, whole_system=True)
+    assert test.wait(120) == 0, test.tail() + "\n" + "\n".join(release.pods[name].tail() for name in SERVICES)
     print(test.log.read_text(), end="")
-
-    os.kill(here.pods["chat"].process, 0)
     for name in ("gateway", "notify", "indexer", "chat"):
-        code = here.pods[name].terminate()
-        assert code == 0, f"{name} ended with {code}\n{here.pods[name].tail()}"
-        text = here.pods[name].log.read_text()
+        code = release.pods[name].terminate()
+        assert code == 0, f"{name} ended with {code}\n{release.pods[name].tail()}"
+        text = release.pods[name].log.read_text()
         assert all(json.loads(line) for line in text.splitlines()), "a line that is no JSON"
-        leaked = [secret for secret in PASSWORDS.values() if secret in text]
-        assert not leaked, f"{name} logs a password"
-    assert "Read-only file system" not in "".join(pod.log.read_text() for pod in here.pods.values())
-
-
-def specs_of_job(items):
-    return next(item["spec"] for item in items if item["kind"] == "Job")
+        assert "Read-only file system" not in text, f"{name} writes on its root"
+    assert not release.has_leaked(), "a secret is in a log"
 
 
 def bounds(schema, path=()):

@@ -8,7 +8,9 @@ use fechatter_core::config::{Faults, Validate};
 use observability::LogConfig;
 use secrecy::SecretString;
 use serde::Deserialize;
-use service_runtime::config::{Database, Nats, TokenCheck, validate_serving};
+use service_runtime::config::{
+    Database, Nats, TokenCheck, default_drain_delay_ms, validate_drain_delay, validate_serving,
+};
 
 /// Prefix of the environment variables.
 pub const ENV_PREFIX: &str = "FECHATTER_INDEXER__";
@@ -26,6 +28,10 @@ pub struct Config {
     /// Seconds that requests and the batch in flight may go on after SIGTERM, 0 to 600.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Milliseconds that it goes on serving after SIGTERM and before it drains, while `/ready` and `/health/simple` say
+    /// that it is about to end, 0 to 120,000; longer than the gateway's pause between health checks.
+    #[serde(default = "default_drain_delay_ms")]
+    pub drain_delay_ms: u64,
     #[serde(default)]
     pub log: LogConfig,
     pub database: Database,
@@ -162,6 +168,7 @@ impl Default for Reindex {
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         validate_serving(faults, self.listen, self.admin_listen, self.drain_seconds);
+        validate_drain_delay(faults, self.drain_delay_ms);
         self.database.validate(faults);
         self.nats.validate(faults);
         self.auth.validate(faults);

@@ -84,7 +84,8 @@ fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn SearchEngine>> {
 }
 
 async fn run(config: Config, process: Process) -> anyhow::Result<()> {
-    let shutdown = process.shutdown;
+    process.delay_shutdown(config.drain_delay_ms);
+    let (draining, shutdown) = (process.draining, process.shutdown);
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
     let observed = (pool.clone(), pool.clone());
     observability::pool::observe(observability::pool::Pool {
@@ -160,7 +161,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let listener = serve::bind(config.listen, "listen").await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
     let admin_routes =
-        admin::router(shutdown.clone(), move || jwks::ready(&verifier)).merge(handlers::admin::router(reindex));
+        admin::router(draining.clone(), move || jwks::ready(&verifier)).merge(handlers::admin::router(reindex));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 
@@ -168,7 +169,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         drain: Duration::from_secs(config.drain_seconds),
         ..serve::Options::default()
     };
-    let app = router(state, checks.routes());
+    let app = router(state, checks.routes(draining));
     let consumer_guard = process::critical("event consumer", &shutdown, consuming);
     tokio::pin!(consumer_guard);
     tokio::select! {

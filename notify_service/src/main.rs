@@ -64,7 +64,8 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config, process: Process) -> anyhow::Result<()> {
-    let shutdown = process.shutdown;
+    process.delay_shutdown(config.drain_delay_ms);
+    let (draining, shutdown) = (process.draining, process.shutdown);
     // Streams go on while they are drained, and events with them.
     let stop = CancellationToken::new();
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
@@ -125,7 +126,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let listener = serve::bind(config.listen, "listen").await?;
     let ready_hub = Arc::clone(&hub);
-    let admin_routes = admin::router(shutdown.clone(), move || {
+    let admin_routes = admin::router(draining.clone(), move || {
         jwks::ready(&verifier)?;
         ready_hub
             .is_caught_up()
@@ -144,7 +145,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         http1_buffer: 8 * 1024,
         write_timeout: Some(Duration::from_secs(config.stream.write_seconds)),
     };
-    let app = router(state, checks.routes());
+    let app = router(state, checks.routes(draining));
     let consumer_guard = process::critical("event consumer", &stop, consuming);
     tokio::pin!(consumer_guard);
     tokio::select! {

@@ -6,6 +6,19 @@ use fechatter_core::config::{Faults, Validate};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+/// Default of `drain_delay_ms`: twice the pause between the gateway's health checks.
+pub const DRAIN_DELAY_MS: u64 = 2_000;
+
+/// [`DRAIN_DELAY_MS`], for serde.
+pub const fn default_drain_delay_ms() -> u64 {
+    DRAIN_DELAY_MS
+}
+
+/// The rule of `drain_delay_ms`.
+pub fn validate_drain_delay(faults: &mut Faults, drain_delay_ms: u64) {
+    faults.range("drain_delay_ms", drain_delay_ms, 0, 120_000);
+}
+
 /// The rules of `listen`, `admin_listen` and `drain_seconds`, which every process has.
 pub fn validate_serving(faults: &mut Faults, listen: SocketAddr, admin_listen: SocketAddr, drain_seconds: u64) {
     // Port 0 stands for any free port, a different one each time.

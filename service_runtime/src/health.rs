@@ -12,6 +12,8 @@ use axum::routing::get;
 use fechatter_core::health::{Check, Health, Status};
 use futures::future::join_all;
 use http::{StatusCode, header};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 /// Longest a check may take before it counts as failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,13 +80,22 @@ impl Checks {
         Health::from_checks(crate::VERSION, checks.into_iter().collect::<BTreeMap<_, _>>())
     }
 
-    /// The two routes.
-    pub fn routes<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
+    /// The two routes. `/health/simple` is 503 once `draining` is cancelled: the gateway then asks other replicas.
+    pub fn routes<S: Clone + Send + Sync + 'static>(self, draining: CancellationToken) -> Router<S> {
         Router::new()
             .route("/health", get(move || async move { respond(&self.run().await) }))
             .route(
                 "/health/simple",
-                get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }),
+                get(move || async move {
+                    if draining.is_cancelled() {
+                        (
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            axum::Json(json!({"status": "draining"})),
+                        )
+                    } else {
+                        (StatusCode::OK, axum::Json(json!({"status": "ok"})))
+                    }
+                }),
             )
     }
 }

@@ -3,6 +3,9 @@
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use fechatter_core::config::{EXIT_CONFIG, Validate};
 use observability::LogConfig;
@@ -13,8 +16,19 @@ use tokio_util::sync::CancellationToken;
 /// What a running process hands to its parts.
 #[derive(Debug, Clone)]
 pub struct Process {
-    /// Cancelled at the first SIGTERM or SIGINT: stop accepting, drain, end.
+    /// Cancelled at the first SIGTERM or SIGINT: say that others are to be asked from now on.
+    pub draining: CancellationToken,
+    /// Cancelled with `draining`, or later when [`Process::delay_shutdown`] says so: stop accepting, drain, end.
     pub shutdown: CancellationToken,
+    delay_ms: Arc<AtomicU64>,
+}
+
+impl Process {
+    /// After SIGTERM, goes on serving for so long (in ms), so that who sends requests here can notice and go elsewhere.
+    /// SIGINT is for people, who do not want to wait.
+    pub fn delay_shutdown(&self, milliseconds: u64) {
+        self.delay_ms.store(milliseconds, Ordering::Relaxed);
+    }
 }
 
 /// Loads a configuration or prints each fault and gives the exit code; nothing is opened before it succeeds.
@@ -60,9 +74,11 @@ where
     crate::runtime_metrics::register(&runtime.handle().metrics());
     let result = runtime.block_on(async {
         let process = Process {
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
+            delay_ms: Arc::default(),
         };
-        watch_signals(process.shutdown.clone())?;
+        watch_signals(process.clone())?;
         tracing::info!(version = crate::VERSION, "starting");
         main(process).await
     });
@@ -83,18 +99,23 @@ where
 }
 
 /// First signal: drain. Second: leave at once.
-fn watch_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
+fn watch_signals(process: Process) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         for first in [true, false] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let delay = tokio::select! {
+                _ = terminate.recv() => Duration::from_millis(process.delay_ms.load(Ordering::Relaxed)),
+                _ = interrupt.recv() => Duration::ZERO,
+            };
             if first {
                 tracing::info!("signal received, draining; a second one aborts");
-                shutdown.cancel();
+                process.draining.cancel();
+                let shutdown = process.shutdown.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    shutdown.cancel();
+                });
             }
         }
         tracing::warn!("second signal, aborting");

@@ -65,7 +65,7 @@ impl App {
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
         let sessions = state.sessions.clone();
         let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
-        let router = chat_service::router(state, checks.routes());
+        let router = chat_service::router(state, checks.routes(CancellationToken::new()));
         let listener = serve::bind(([127, 0, 0, 1], 0).into(), "listen").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -187,6 +187,7 @@ fn configuration(url: &str, keys_dir: std::path::PathBuf) -> Config {
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 1).into(),
         drain_seconds: 1,
+        drain_delay_ms: 0,
         log: observability::LogConfig::default(),
         database: config::Database {
             url: SecretString::from(url),

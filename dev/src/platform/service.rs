@@ -57,6 +57,7 @@ impl Platform {
         if service != Service::Gateway {
             // Ctrl-C is to be quick; the streams were closed by the gateway before.
             set("DRAIN_SECONDS", "2".to_owned());
+            set("DRAIN_DELAY_MS", "0".to_owned());
         }
         let jwks = format!("http://127.0.0.1:{}/.well-known/jwks.json", ports.chat);
         match service {

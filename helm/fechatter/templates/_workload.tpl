@@ -20,7 +20,8 @@ spec:
   replicas: {{ include "fechatter.replicas" (dict "values" .values "default" .defaultReplicas) }}
   {{- end }}
   revisionHistoryLimit: 5
-  minReadySeconds: 5
+  {{- /* Until the gateways know a new pod: 5 s of cluster DNS, 5 s of their own, and a margin. */}}
+  minReadySeconds: 15
   strategy:
     {{- if .recreate }}
     type: Recreate

@@ -141,6 +141,7 @@ impl World {
             ("ENGINE__PATH", self.index_folder().display().to_string()),
             ("ENGINE__WRITER_MEMORY_MB", "15".to_owned()),
             ("DRAIN_SECONDS", "2".to_owned()),
+            ("DRAIN_DELAY_MS", "0".to_owned()),
         ]
         .into_iter()
         .map(|(name, value)| (format!("FECHATTER_INDEXER__{name}"), value))

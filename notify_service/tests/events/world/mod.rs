@@ -152,6 +152,7 @@ impl World {
             ("NATS__PASSWORD", "notify-password".to_owned()),
             ("AUTH__JWKS_URL", self.jwks_url.clone()),
             ("DRAIN_SECONDS", "3".to_owned()),
+            ("DRAIN_DELAY_MS", "0".to_owned()),
         ];
         let given = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
         let program = Program {
