@@ -97,21 +97,6 @@ pub fn everything(say: &dyn Fn(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs what the chart's tests import, unless it is there.
-pub fn chart_modules(say: &dyn Fn(&str)) -> anyhow::Result<()> {
-    let folder = tools::chart_modules_folder();
-    if folder.join("helm_python").is_dir() {
-        return Ok(());
-    }
-    let [first, others @ ..] = tools::CHART_MODULES;
-    say(&format!(
-        "missing: {first}, {} (they test the chart): installing them with pip into {}",
-        others.join(", "),
-        folder.display()
-    ));
-    with_pip(first, &folder, &others)
-}
-
 fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     let commands = format!(
         "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {}",

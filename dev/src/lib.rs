@@ -3,6 +3,7 @@
 //! Builds with the Rust toolchain and a C linker alone, because it is what installs everything else.
 
 pub mod authorisation;
+pub mod chart;
 pub mod child;
 pub mod http;
 pub mod install;

@@ -1,6 +1,7 @@
 //! `cargo dev`: runs the platform, tests it, keeps what is generated current.
 
 mod cargo;
+mod drill;
 mod lines;
 mod openapi;
 mod schemathesis;
@@ -26,6 +27,8 @@ enum Command {
     Up(up::Args),
     /// Installs what is missing, then formatting, lints and all tests against real servers.
     Test(test::Args),
+    /// Rehearses a rolling restart or a restore, on a release started from the chart's render.
+    Drill(drill::Args),
     /// Installs what is missing, and nothing else.
     Install,
     /// Renews `.sqlx`, what queries are checked against at build time.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Drill(args) => drill::run(&args),
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::bail;
-use dev::install;
+use dev::{chart, install};
 
 use crate::cargo::{self, Build, Stop};
 use crate::lines::{say, show};
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
-    install::chart_modules(&say)?;
+    chart::install(&say)?;
     if !args.no_lint {
         step("formatting", &["fmt", "--all", "--check"], &stop)?;
         let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];

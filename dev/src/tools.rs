@@ -83,19 +83,6 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
     )
 }
 
-/// What the chart's tests import, from PyPI: the Helm engine, the schemas of Kubernetes, and what reads YAML.
-pub const CHART_MODULES: [&str; 4] = [
-    "helm-python-sdk==0.2.2",
-    "kubernetes-validate==1.37.0",
-    "PyYAML==6.0.3",
-    "jsonschema==4.26.0",
-];
-
-/// Where [`CHART_MODULES`] are put; renamed when they change.
-pub fn chart_modules_folder() -> PathBuf {
-    folder().join("chart-modules-1")
-}
-
 /// A Python program from PyPI, in a folder of its own.
 #[derive(Debug, Clone)]
 pub struct PythonProgram {
