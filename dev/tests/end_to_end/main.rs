@@ -3,7 +3,9 @@
 mod authorisation;
 mod client;
 mod collector;
+mod coverage;
 mod flow;
+mod rules;
 mod session;
 mod trace;
 
