@@ -1,8 +1,8 @@
 //! What becomes of exports: each is counted, and an outage of the collector is one line at its beginning and one at its end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
@@ -17,13 +17,44 @@ use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 /// Where `tracing` records of this module go; the exported logs leave them out, they would feed themselves.
 pub(crate) const TARGET: &str = "observability::exporting";
 
-/// Failed exports of the outage in hand, of all signals together.
+/// A signal has to work for this long before its outage is over: a collector that is full takes one export and refuses the
+/// next.
+const CALM: Duration = Duration::from_mins(1);
+
+/// The outage in hand, of all signals together.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Outage(Arc<AtomicU64>);
+pub(crate) struct Outage(Arc<Mutex<Failing>>);
+
+#[derive(Debug, Default)]
+struct Failing {
+    /// When each signal that fails did so last.
+    signals: BTreeMap<&'static str, Instant>,
+    exports: u64,
+}
+
+impl Failing {
+    /// Notes a failure; true at the beginning of an outage.
+    fn failed(&mut self, signal: &'static str, now: Instant) -> bool {
+        let begins = self.signals.is_empty();
+        self.signals.insert(signal, now);
+        self.exports += 1;
+        begins
+    }
+
+    /// Notes a success; the number of failed exports at the end of an outage.
+    fn worked(&mut self, signal: &'static str, now: Instant) -> Option<u64> {
+        let last = *self.signals.get(signal)?;
+        if now.saturating_duration_since(last) < CALM {
+            return None;
+        }
+        self.signals.remove(signal);
+        self.signals.is_empty().then(|| std::mem::take(&mut self.exports))
+    }
+}
 
 impl Outage {
     fn failed(&self, signal: &'static str, error: &OTelSdkError) {
-        if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.lock().failed(signal, Instant::now()) {
             tracing::warn!(
                 target: TARGET,
                 signal,
@@ -33,11 +64,15 @@ impl Outage {
         }
     }
 
-    fn worked(&self) {
-        let failures = self.0.swap(0, Ordering::Relaxed);
-        if failures > 0 {
+    fn worked(&self, signal: &'static str) {
+        let over = self.lock().worked(signal, Instant::now());
+        if let Some(failures) = over {
             tracing::info!(target: TARGET, failures, "the collector takes our telemetry again");
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Failing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,7 +115,7 @@ impl<E> Counted<E> {
         match result {
             Ok(()) => {
                 self.counter().add(records as u64, &[]);
-                self.outage.worked();
+                self.outage.worked(self.signal);
             }
             Err(error) => {
                 let kind = match error {
@@ -162,13 +197,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_is_counted_until_it_is_over() {
-        let outage = Outage::default();
-        let error = OTelSdkError::InternalFailure("refused".into());
-        outage.failed("traces", &error);
-        outage.failed("metrics", &error);
-        assert_eq!(outage.0.load(Ordering::Relaxed), 2);
-        outage.worked();
-        assert_eq!(outage.0.load(Ordering::Relaxed), 0);
+    fn an_outage_is_said_once_however_the_signals_take_turns() {
+        let (mut failing, start) = (Failing::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(failing.failed("logs", at(0)), "the beginning");
+        for second in 1..100 {
+            assert_eq!(failing.worked("traces", at(second)), None);
+            assert_eq!(failing.worked("logs", at(second)), None);
+            assert!(!failing.failed("logs", at(second)));
+        }
+        assert_eq!(failing.worked("logs", at(120)), None, "not calm yet");
+        assert_eq!(failing.worked("logs", at(160)), Some(100));
+        assert_eq!(failing.worked("logs", at(161)), None);
+        assert!(failing.failed("traces", at(162)), "another one");
     }
 }
