@@ -14,6 +14,7 @@ use pingora::proxy::Session;
 
 use crate::cors::Cors;
 use crate::identity::{Identity, REQUEST_ID, TRACE_RESPONSE};
+use crate::policy::Policy;
 use crate::rate_limit::Limits;
 use crate::request::RequestContext;
 
@@ -111,7 +112,15 @@ pub struct Marks<'a> {
     pub limits: &'a Limits,
 }
 
-impl Marks<'_> {
+impl<'a> Marks<'a> {
+    /// The marks of a policy.
+    pub fn of(policy: &'a Policy) -> Self {
+        Self {
+            cors: &policy.cors,
+            limits: &policy.limits,
+        }
+    }
+
     /// Completes the head of an answer.
     pub fn apply(&self, answer: &mut ResponseHeader, context: &RequestContext) -> pingora::Result<()> {
         answer.remove_header(&SERVER);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::Tls;
+use crate::policy::Current;
 
 /// One reading of all certificate files.
 #[derive(Debug)]
@@ -90,6 +92,20 @@ fn dns_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     dns.collect()
 }
 
+/// The authorities in a PEM file; the error names the file.
+pub fn authorities(file: &Path) -> Result<RootCertStore, String> {
+    let said = |what: &dyn std::fmt::Display| format!("{}: {what}", file.display());
+    let mut authorities = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| said(&error))? {
+        let certificate = certificate.map_err(|error| said(&error))?;
+        authorities.add(certificate).map_err(|error| said(&error))?;
+    }
+    if authorities.is_empty() {
+        return Err(said(&"holds no PEM certificate"));
+    }
+    Ok(authorities)
+}
+
 /// When the certificate in a PEM file expires, in seconds since the epoch.
 pub fn expiry(certificate: &Path) -> Result<i64, String> {
     let leaf = CertificateDer::from_pem_file(certificate).map_err(|error| error.to_string())?;
@@ -118,7 +134,8 @@ impl Resolver {
         self.expires_at.load(Ordering::Relaxed)
     }
 
-    fn replace(&self, certificates: Certificates) {
+    /// Uses these from now on.
+    pub fn replace(&self, certificates: Certificates) {
         self.expires_at.store(certificates.expires_at, Ordering::Relaxed);
         self.current.store(Arc::new(certificates));
     }
@@ -131,13 +148,15 @@ impl ResolvesServerCert for Resolver {
 }
 
 /// Reads the files again whenever one has changed; a bad reading is said once and the old certificates stay.
-pub async fn watch(resolver: Arc<Resolver>, settings: Tls, shutdown: CancellationToken) {
-    let mut seen = contents(&settings).await;
+pub async fn watch(resolver: Arc<Resolver>, policy: Current, shutdown: CancellationToken) {
+    let settings = || policy.load().config.tls.clone();
+    let mut seen = contents(&settings()).await;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(settings.reload_seconds)) => {}
+            () = tokio::time::sleep(Duration::from_secs(settings().reload_seconds)) => {}
         }
+        let settings = settings();
         let now = contents(&settings).await;
         if now == seen {
             continue;

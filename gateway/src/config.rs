@@ -9,7 +9,7 @@ use observability::LogConfig;
 use serde::Deserialize;
 use service_runtime::config::{Nats, TokenCheck};
 
-use crate::routes::Class;
+use crate::routes::{Class, Group};
 
 mod validate;
 
@@ -39,6 +39,15 @@ pub struct Config {
     pub drain: Drain,
     /// Networks (CIDR) of proxies in front of us whose `x-forwarded-for`, `x-request-id` and `traceparent` are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Networks (CIDR) of load balancers that pass TCP on and begin each connection with a PROXY protocol header.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Host names we answer to, exact or `*.name`; empty answers to any. Others: 421.
+    pub hosts: Vec<String>,
+    pub addresses: Addresses,
+    /// Folder whose files are answered below `/.well-known/acme-challenge/` on the plain HTTP port.
+    pub acme_challenges: Option<PathBuf>,
+    /// Unix socket by which a new process takes over this one's listeners (`gateway --upgrade`).
+    pub upgrade_socket: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -58,12 +67,27 @@ impl Default for Config {
             cors: Cors::default(),
             drain: Drain::default(),
             trusted_proxies: Vec::new(),
+            proxy_protocol: Vec::new(),
+            hosts: Vec::new(),
+            addresses: Addresses::default(),
+            acme_challenges: None,
+            upgrade_socket: None,
         }
     }
 }
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port)
+}
+
+/// `[addresses]`: which clients are let in, by CIDR.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Addresses {
+    /// When not empty, only these.
+    pub allow: Vec<IpNet>,
+    /// Never these, even when they are allowed.
+    pub deny: Vec<IpNet>,
 }
 
 /// `[tls]`
@@ -82,6 +106,8 @@ pub struct Tls {
     pub handshake_timeout_ms: u64,
     /// Sessions remembered for TLS 1.2 resumption without tickets, 0 to 1,000,000.
     pub sessions: usize,
+    /// PEM file of authorities: every client must bring a certificate of one of them.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// One certificate and its key.
@@ -101,17 +127,51 @@ impl Default for Tls {
             reload_seconds: 5,
             handshake_timeout_ms: 10_000,
             sessions: 10_000,
+            client_ca: None,
         }
     }
 }
 
-/// `[upstreams]`: `host:port` lists; names are resolved again every few seconds.
+/// One upstream, or several behind one name: `"host:port"` or `{address = "host:port", weight = 1}`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "UpstreamForm")]
+pub struct Upstream {
+    pub address: String,
+    /// Its share of requests beside the others of its group, 1 to 1,000.
+    pub weight: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum UpstreamForm {
+    Address(String),
+    Weighted { address: String, weight: u32 },
+}
+
+impl From<UpstreamForm> for Upstream {
+    fn from(form: UpstreamForm) -> Self {
+        match form {
+            UpstreamForm::Address(address) => Self { address, weight: 1 },
+            UpstreamForm::Weighted { address, weight } => Self { address, weight },
+        }
+    }
+}
+
+impl std::str::FromStr for Upstream {
+    type Err = std::convert::Infallible;
+
+    fn from_str(address: &str) -> Result<Self, Self::Err> {
+        Ok(UpstreamForm::Address(address.to_owned()).into())
+    }
+}
+
+/// `[upstreams]`: names are resolved again every few seconds.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstreams {
-    pub chat: Vec<String>,
-    pub notify: Vec<String>,
-    pub indexer: Vec<String>,
+    pub chat: Vec<Upstream>,
+    pub notify: Vec<Upstream>,
+    pub indexer: Vec<Upstream>,
     /// Pause between two health checks of a healthy upstream, 100 to 60,000 ms.
     pub health_interval_ms: u64,
     /// Longest health check, 50 to 30,000 ms.
@@ -126,14 +186,39 @@ pub struct Upstreams {
     pub idle_seconds: u64,
     /// Unused connections kept in all, 0 to 100,000.
     pub idle_connections: usize,
+    /// Requests one upstream is given at once, streams not counted, 1 to 1,000,000.
+    pub requests_max: usize,
+    /// Requests of a group that may wait for a place, 0 to 100,000; beyond: 503.
+    pub queue_requests: usize,
+    /// How long they may wait, 0 to 60,000 ms.
+    pub queue_timeout_ms: u64,
+    /// Retries as a part of a group's requests, 0 to 100 percent; ten a second are always allowed.
+    pub retry_percent: u32,
+    /// Failed answers in a row (broken off, too late) after which an upstream rests, 1 to 1,000.
+    pub break_after: u32,
+    /// How long it rests at first, 50 to 60,000 ms; twice as long after each failed trial, 32 times at most.
+    pub break_ms: u64,
+    /// Time over which an upstream that is back gets its full share, 0 to 600,000 ms.
+    pub slow_start_ms: u64,
+}
+
+impl Upstreams {
+    /// The upstreams of a group.
+    pub fn of(&self, group: Group) -> &[Upstream] {
+        match group {
+            Group::Chat => &self.chat,
+            Group::Notify => &self.notify,
+            Group::Indexer => &self.indexer,
+        }
+    }
 }
 
 impl Default for Upstreams {
     fn default() -> Self {
         Self {
-            chat: vec!["127.0.0.1:6688".to_owned()],
-            notify: vec!["127.0.0.1:6687".to_owned()],
-            indexer: vec!["127.0.0.1:6689".to_owned()],
+            chat: vec![UpstreamForm::Address("127.0.0.1:6688".to_owned()).into()],
+            notify: vec![UpstreamForm::Address("127.0.0.1:6687".to_owned()).into()],
+            indexer: vec![UpstreamForm::Address("127.0.0.1:6689".to_owned()).into()],
             health_interval_ms: 1_000,
             health_timeout_ms: 2_000,
             connect_timeout_ms: 1_000,
@@ -141,6 +226,13 @@ impl Default for Upstreams {
             stream_read_timeout_ms: 60_000,
             idle_seconds: 50,
             idle_connections: 1_024,
+            requests_max: 1_024,
+            queue_requests: 512,
+            queue_timeout_ms: 250,
+            retry_percent: 20,
+            break_after: 5,
+            break_ms: 1_000,
+            slow_start_ms: 5_000,
         }
     }
 }
@@ -189,7 +281,7 @@ impl Default for Limits {
 }
 
 /// A number of requests in a window: so many at once, then evenly spread over the window.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     /// 1 to 100,000,000.
@@ -199,7 +291,7 @@ pub struct RateLimit {
 }
 
 /// `[rate_limits]`: one limit per route class, for each user or, where there is none, each address.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimits {
     pub auth: RateLimit,

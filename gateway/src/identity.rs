@@ -57,6 +57,7 @@ pub struct Identity {
 }
 
 /// Gives requests their identity.
+#[derive(Debug)]
 pub struct Identifier {
     tracer: BoxedTracer,
     trusted: Vec<IpNet>,
@@ -71,7 +72,8 @@ impl Identifier {
         }
     }
 
-    fn is_trusted(&self, address: IpAddr) -> bool {
+    /// Whether this is the address of a proxy in front of us.
+    pub fn is_trusted(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 

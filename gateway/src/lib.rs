@@ -3,9 +3,13 @@
 //! What belongs here: everything that can be decided without knowing what a chat is. What must not: product rules, SQL,
 //! bodies of requests and answers. [`proxy`] is the request path; each rule lives in the module named after it.
 
+pub mod access_lists;
 pub mod access_log;
+pub mod admin;
+pub mod admission;
 pub mod answer;
 pub mod auth;
+pub mod balance;
 pub mod body;
 pub mod certificate;
 pub mod config;
@@ -13,9 +17,11 @@ pub mod connection;
 pub mod cors;
 pub mod dev_certificate;
 pub mod drain;
+pub mod endpoint;
 pub mod framing;
 pub mod head;
 pub mod health;
+pub mod health_check;
 pub mod http2;
 pub mod identity;
 pub mod listener;
@@ -23,10 +29,14 @@ pub mod metrics;
 pub mod openapi;
 pub mod path;
 pub mod pipeline;
+pub mod policy;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod rate_limit;
 pub mod redirect;
+pub mod reload;
 pub mod request;
+pub mod retry_budget;
 pub mod revocation;
 pub mod routes;
 pub mod server;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,9 +26,11 @@ use crate::answer::{Refusal, raw_refusal};
 use crate::connection::{Connection, Facts};
 use crate::framing::{Following, HeadLimits};
 use crate::head::{self, NoHead, Patience};
-use crate::identity::{Identifier, network_name, network_of};
+use crate::identity::{network_name, network_of};
 use crate::metrics::Metrics;
+use crate::policy::{Current, Policy};
 use crate::proxy::Edge;
+use crate::proxy_protocol;
 
 /// What connections are bound by.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +48,8 @@ pub struct ConnectionLimits {
 pub struct Acceptor {
     pub tls: TlsAcceptor,
     pub proxy: Arc<HttpProxy<Edge>>,
-    pub identifier: Arc<Identifier>,
+    pub policy: Current,
     pub metrics: Arc<Metrics>,
-    pub limits: ConnectionLimits,
     /// `true` once requests should be the last of their connection.
     pub draining: watch::Receiver<bool>,
     /// Cancelled when connections are to be closed, whatever they do.
@@ -111,18 +112,12 @@ impl Acceptor {
         }
     }
 
-    /// Starts a connection unless there are too many.
+    /// Starts a connection unless there are too many or its client is not let in.
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        if self.tasks.len() >= self.limits.connections {
+        if self.tasks.len() >= self.policy.load().connections.connections {
             self.metrics.connection_refused("all");
             return;
         }
-        let network = network_of(peer.ip());
-        let Some(counted) = self.counts.enter(network, self.limits.connections_per_address) else {
-            self.metrics.connection_refused("address");
-            tracing::debug!(client = network_name(network), "too many connections of one client");
-            return;
-        };
         let acceptor = Arc::clone(self);
         let open = self.metrics.connection_opened();
         self.tasks.spawn(async move {
@@ -130,8 +125,46 @@ impl Acceptor {
                 () = acceptor.serve(stream, peer) => {}
                 () = acceptor.be_cut(peer) => {}
             }
-            drop((counted, open));
+            drop(open);
         });
+    }
+
+    /// Counts a connection for its client, unless the client has too many or is not let in.
+    fn count(&self, policy: &Policy, client: IpAddr) -> Option<Counted> {
+        // A proxy is not the client: its requests say who is, and are checked one by one.
+        if !policy.identifier.is_trusted(client) && !policy.addresses.permit(client) {
+            self.metrics.connection_refused("denied");
+            return None;
+        }
+        let network = network_of(client);
+        let counted = self.counts.enter(network, policy.connections.connections_per_address);
+        if counted.is_none() {
+            self.metrics.connection_refused("address");
+            tracing::debug!(client = network_name(network), "too many connections of one client");
+        }
+        counted
+    }
+
+    /// Whose connection this is: the peer's, or whose a load balancer says it is.
+    async fn client(&self, stream: &mut TcpStream, peer: SocketAddr, policy: &Policy) -> Option<SocketAddr> {
+        let balancers = &policy.config.proxy_protocol;
+        let address = peer.ip().to_canonical();
+        if !balancers.iter().any(|network| network.contains(&address)) {
+            return Some(peer);
+        }
+        let header = tokio::time::timeout(policy.connections.handshake, proxy_protocol::read(stream)).await;
+        match header {
+            Ok(Ok(client)) => Some(client.unwrap_or(peer)),
+            Ok(Err(error)) => {
+                self.metrics.connection_refused("proxy_protocol");
+                tracing::debug!(%peer, %error, "connection without its PROXY protocol header");
+                None
+            }
+            Err(_) => {
+                self.metrics.connection_refused("proxy_protocol");
+                None
+            }
+        }
     }
 
     /// Ends some time after `cut`, at another moment for every connection.
@@ -142,12 +175,22 @@ impl Acceptor {
         tokio::time::sleep(self.cut_spread.mul_f64(f64::from(hash) / f64::from(u32::MAX))).await;
     }
 
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+        let policy = self.policy.load_full();
+        let Some(peer) = self.client(&mut stream, peer, &policy).await else {
+            return;
+        };
+        let Some(_counted) = self.count(&policy, peer.ip()) else {
+            return;
+        };
+        let limits = policy.connections;
+        // A connection outlives policies; requests look up the one in force.
+        drop(policy);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let started = Instant::now();
-        let handshake = tokio::time::timeout(self.limits.handshake, self.tls.accept(stream)).await;
+        let handshake = tokio::time::timeout(limits.handshake, self.tls.accept(stream)).await;
         let tls = match handshake {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
@@ -157,7 +200,7 @@ impl Acceptor {
             }
             Err(_) => return self.metrics.handshake_failed("timeout"),
         };
-        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed(), self.limits.stall) else {
+        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed(), limits.stall) else {
             return;
         };
         self.metrics.handshake(facts.handshake, facts.tls_version);
@@ -171,7 +214,7 @@ impl Acceptor {
     /// Pingora drives HTTP/2; a client that never gets to its first request is let go.
     async fn serve_http2(&self, connection: Connection, facts: &Facts) {
         let silent = async {
-            tokio::time::sleep(self.limits.patience.head).await;
+            tokio::time::sleep(self.policy.load().connections.patience.head).await;
             if facts.requests.load(Ordering::Relaxed) > 0 {
                 std::future::pending::<()>().await;
             }
@@ -188,9 +231,10 @@ impl Acceptor {
         let mut settings: Option<HttpPersistentSettings> = None;
         loop {
             let mut draining = self.draining.clone();
+            let limits = self.policy.load().connections;
             let head = tokio::select! {
                 biased;
-                head = head::read(&mut stream, self.limits.patience, &self.limits.head) => head,
+                head = head::read(&mut stream, limits.patience, &limits.head) => head,
                 _ = draining.wait_for(|draining| *draining) => Err(NoHead::Quiet),
             };
             let mut head = match head {
@@ -205,7 +249,7 @@ impl Acceptor {
             let mut session = ServerSession::new_http1(stream);
             match settings.take() {
                 Some(settings) => settings.apply_to_session(&mut session),
-                None => session.set_keepalive(Some(self.limits.patience.idle.as_secs())),
+                None => session.set_keepalive(Some(limits.patience.idle.as_secs())),
             }
             session.set_pipelined_prefix(head.bytes);
             let Some(reused) = self.proxy.process_new_http(session, &self.draining).await else {
@@ -218,7 +262,11 @@ impl Acceptor {
 
     async fn refuse(&self, stream: &mut pingora::protocols::Stream, facts: &Facts, refusal: &Refusal) {
         let started = Instant::now();
-        let identity = self.identifier.identify(facts.peer.ip(), &http::HeaderMap::new());
+        let identity = self
+            .policy
+            .load()
+            .identifier
+            .identify(facts.peer.ip(), &http::HeaderMap::new());
         let bytes = raw_refusal(refusal, &identity);
         let sent = tokio::time::timeout(Duration::from_secs(5), async {
             stream.write_all(&bytes).await?;

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     }
     let log = config.log.clone();
     process::run("gateway", &log, |process| {
-        gateway::server::run(config, process.shutdown)
+        gateway::server::run(config, arguments.config, process.shutdown)
     })
 }
 

@@ -21,6 +21,8 @@ pub struct Metrics {
     rate_limits: Counter<u64>,
     refusals: Counter<u64>,
     retries: Counter<u64>,
+    breaks: Counter<u64>,
+    reloads: Counter<u64>,
     handshakes: Histogram<f64>,
     handshake_failures: Counter<u64>,
     connections_refused: Counter<u64>,
@@ -139,6 +141,12 @@ impl Metrics {
                 "{attempt}",
                 "Attempts after the first, by upstream group.",
             ),
+            breaks: instruments.counter(
+                "gateway.upstream.breaks",
+                "{break}",
+                "Times an upstream was left alone after failures in a row.",
+            ),
+            reloads: instruments.counter("gateway.config.reloads", "{reload}", "Reloads by verdict."),
             handshakes: instruments.seconds(
                 "gateway.tls.handshake.duration",
                 "Completed TLS handshakes.",
@@ -269,6 +277,16 @@ impl Metrics {
     /// Another attempt at an upstream.
     pub fn retried(&self, group: Group) {
         self.retries.add(1, &[KeyValue::new("upstream", group.as_str())]);
+    }
+
+    /// An upstream's breaker opened.
+    pub fn broke(&self, group: Group) {
+        self.breaks.add(1, &[KeyValue::new("upstream", group.as_str())]);
+    }
+
+    /// A reload that was `good` or `refused`.
+    pub fn reloaded(&self, verdict: &'static str) {
+        self.reloads.add(1, &[KeyValue::new("verdict", verdict)]);
     }
 
     /// A TLS handshake that succeeded.

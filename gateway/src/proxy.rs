@@ -1,11 +1,14 @@
 //! The request path as Pingora's phases. Each phase calls the module that knows; no rule lives here.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fechatter_core::problem::Code;
+use http::Method;
+use http::header::HOST;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -17,10 +20,11 @@ use crate::answer::{Answer, Marks, Refusal};
 use crate::auth::Authenticator;
 use crate::connection::Facts;
 use crate::cors::Cors;
-use crate::framing::HeadLimits;
-use crate::identity::{self, Identifier};
+use crate::endpoint::Endpoint;
+use crate::identity;
 use crate::metrics::{Metrics, Outcome};
-use crate::rate_limit::{Limits, Principal};
+use crate::policy::Current;
+use crate::rate_limit::Principal;
 use crate::request::RequestContext;
 use crate::routes::{Lookup, Route, Routes, Target};
 use crate::upstreams::Upstreams;
@@ -32,41 +36,31 @@ pub const ATTEMPTS_MAX: u32 = 3;
 /// Everything a request meets at the edge.
 pub struct Edge {
     pub routes: &'static Routes,
-    pub identifier: Arc<Identifier>,
+    pub policy: Current,
     pub authenticator: Authenticator,
-    pub limits: Arc<Limits>,
-    pub cors: Cors,
     pub upstreams: Arc<Upstreams>,
     pub metrics: Arc<Metrics>,
-    pub head_limits: HeadLimits,
-    pub body_timeout: Duration,
-    pub write_timeout: Duration,
 }
 
 impl Edge {
-    fn marks(&self) -> Marks<'_> {
-        Marks {
-            cors: &self.cors,
-            limits: &self.limits,
-        }
-    }
-
     /// Gives the request its identity and its bounds.
     fn begin(&self, session: &mut Session, context: &mut RequestContext) {
         let peer = Facts::of(session).map(|facts| {
             facts.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             facts.peer.ip()
         });
-        let peer = peer.unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-        context.identity = Some(self.identifier.identify(peer, &session.req_header().headers));
-        context.origin = self.cors.allowed_origin(session.req_header());
+        let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let policy = &context.policy;
+        context.identity = Some(policy.identifier.identify(peer, &session.req_header().headers));
+        context.origin = policy.cors.allowed_origin(session.req_header());
         context.in_flight = Some(self.metrics.request_began());
-        session.set_write_timeout(Some(self.write_timeout));
+        session.set_write_timeout(Some(policy.write_timeout));
     }
 
     /// Decides what happens to a request: an answer of our own, or `None` to pass it on.
     async fn admit(&self, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>, Refusal> {
-        http2::check(session, &self.head_limits)?;
+        http2::check(session, context.policy.head())?;
+        check_client(session.req_header(), context)?;
         path::check(path_of(session.req_header().raw_path())).map_err(refuse_path)?;
         let route = match self
             .routes
@@ -110,26 +104,32 @@ impl Edge {
             .authenticator
             .authenticate(route.access, session.req_header(), &self.metrics)
             .await;
-        context.claims = caller.map_err(|refusal| self.limit_refused(refusal, context))?;
+        context.claims = caller.map_err(|refusal| limit_refused(refusal, context))?;
         self.limit(context, route)?;
-        context.body_ended = body::receive(session, declared, route.body_bytes_max, self.body_timeout).await?;
-        Ok(())
+        let within = context.policy.body_timeout;
+        context.body_ended = body::receive(session, declared, route.body_bytes_max, within).await?;
+        self.enter_group(context, route).await
     }
 
-    /// Who keeps guessing tokens is told to wait; who has a good one at the same address is not.
-    fn limit_refused(&self, refusal: Refusal, context: &RequestContext) -> Refusal {
-        let Some(identity) = context.identity.as_ref().filter(|_| refusal.status() == 401) else {
-            return refusal;
+    /// Takes a place among the requests its group works on; a stream works on nothing most of the time.
+    async fn enter_group(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
+        let Target::Upstream(group) = route.target else {
+            return Ok(());
         };
-        match self.limits.check_refused(Principal::of_address(identity.client)) {
-            None => refusal,
-            Some(wait) => Refusal::new(
-                Code::RateLimited,
-                "refused_too_often",
-                "Too many requests without a valid token; `Retry-After` says when to go on.",
-            )
-            .retry_after(wait),
+        if route.is_stream() {
+            return Ok(());
         }
+        context.place = self.upstreams.admit(group, route.class).await;
+        if context.place.is_some() {
+            return Ok(());
+        }
+        let detail = "The service behind this route has too much to do; try again.";
+        Err(Refusal::new(Code::Unavailable, "overloaded", detail).retry_after(1))
+    }
+
+    /// Whether there may be another attempt: a few, and within the group's budget.
+    fn may_retry(&self, context: &RequestContext, endpoint: &Endpoint) -> bool {
+        context.attempts < ATTEMPTS_MAX && self.upstreams.may_retry(endpoint.group)
     }
 
     fn limit(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
@@ -139,7 +139,7 @@ impl Edge {
             (None, None) => return Ok(()),
         };
         let workspace = context.claims.as_ref().map(|claims| claims.ws);
-        let decision = self.limits.check(route.class, principal, workspace);
+        let decision = context.policy.limits.check(route.class, principal, workspace);
         self.metrics.rate_limit(route.class, decision.verdict());
         context.decision = Some(decision);
         if decision.allowed {
@@ -152,6 +152,50 @@ impl Edge {
         );
         Err(refusal.retry_after(decision.retry_after()))
     }
+}
+
+/// Who keeps guessing tokens is told to wait; who has a good one at the same address is not.
+fn limit_refused(refusal: Refusal, context: &RequestContext) -> Refusal {
+    let Some(identity) = context.identity.as_ref().filter(|_| refusal.status() == 401) else {
+        return refusal;
+    };
+    match context
+        .policy
+        .limits
+        .check_refused(Principal::of_address(identity.client))
+    {
+        None => refusal,
+        Some(wait) => Refusal::new(
+            Code::RateLimited,
+            "refused_too_often",
+            "Too many requests without a valid token; `Retry-After` says when to go on.",
+        )
+        .retry_after(wait),
+    }
+}
+
+/// Whether the client may come, and meant us.
+fn check_client(request: &RequestHeader, context: &RequestContext) -> Result<(), Refusal> {
+    let policy = &context.policy;
+    if let Some(identity) = &context.identity
+        && !policy.addresses.permit(identity.client)
+    {
+        return Err(Refusal::new(
+            Code::Forbidden,
+            "address_denied",
+            "Clients at this address are not let in.",
+        ));
+    }
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    let host = authority.or_else(|| request.headers.get(HOST).and_then(|host| host.to_str().ok()));
+    if policy.hosts.answer_to(host.unwrap_or_default()) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::MisdirectedRequest,
+        "unknown_host",
+        "This gateway does not answer to that host name.",
+    ))
 }
 
 /// The path without its query, as it arrived.
@@ -172,7 +216,7 @@ impl ProxyHttp for Edge {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> Self::CTX {
-        RequestContext::new()
+        RequestContext::new(self.policy.load_full())
     }
 
     /// None: compression in particular would hold events back.
@@ -185,7 +229,8 @@ impl ProxyHttp for Edge {
             Ok(Some(answer)) => answer,
             Err(refusal) => Answer::Refusal(refusal),
         };
-        self.marks().send(session, context, answer).await?;
+        let policy = Arc::clone(&context.policy);
+        Marks::of(&policy).send(session, context, answer).await?;
         Ok(true)
     }
 
@@ -212,14 +257,17 @@ impl ProxyHttp for Edge {
         if context.attempts > 1 {
             self.metrics.retried(group);
         }
-        let Some(endpoint) = self.upstreams.pick(group, tried) else {
+        let workspace = context.claims.as_ref().filter(|_| route.is_stream());
+        let workspace = workspace.map(|claims| claims.ws);
+        let Some(endpoint) = self.upstreams.pick(group, workspace, tried) else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no healthy upstream");
         };
         let mut peer = self.upstreams.peer(&endpoint, route.is_stream());
         if !context.body_ended {
             // No answer comes before the body has: this is the time a client may take to send it.
-            peer.options.read_timeout = Some(self.body_timeout);
+            peer.options.read_timeout = Some(context.policy.body_timeout);
         }
+        context.at_endpoint = Some(endpoint.enter());
         context.upstream = Some(endpoint);
         Ok(peer)
     }
@@ -247,7 +295,10 @@ impl ProxyHttp for Edge {
         }
         context.headers_sent();
         context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
-        self.marks().apply(answer, context)?;
+        if let Some(endpoint) = &context.upstream {
+            endpoint.answered();
+        }
+        Marks::of(&context.policy).apply(answer, context)?;
         if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
             context.open_stream = Facts::of(session).map(|facts| self.metrics.stream_opened(facts));
             context.in_flight = None;
@@ -270,10 +321,40 @@ impl ProxyHttp for Edge {
         context: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let Some(endpoint) = &context.upstream {
-            endpoint.eject(error.etype().as_str());
+        let Some(endpoint) = &context.upstream else {
+            return error;
+        };
+        self.upstreams.unreachable(endpoint, error.etype().as_str());
+        error.set_retry(self.upstreams.has_other(endpoint) && self.may_retry(context, endpoint));
+        error
+    }
+
+    /// Something was sent, so another attempt is for requests that may arrive twice, and only while no answer has begun. A
+    /// late answer is no reason: the upstream is busy enough.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        context: &mut Self::CTX,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let of_upstream = *error.esource() == ErrorSource::Upstream;
+        let is_late = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let Some(endpoint) = context.upstream.as_ref().filter(|_| of_upstream) else {
+            error.set_retry(false);
+            return error;
+        };
+        let downstream = session.as_downstream();
+        let answered = downstream.response_written().is_some();
+        // A kept connection that turns out to be closed says nothing about the upstream, nor does a client's late body.
+        let is_stale = client_reused && !is_late && !answered;
+        if !is_stale && (context.body_ended || !is_late) && self.upstreams.failed(endpoint) {
+            self.metrics.broke(endpoint.group);
         }
-        error.set_retry(context.attempts < ATTEMPTS_MAX);
+        let may_repeat = is_repeatable(&session.req_header().method) && !downstream.retry_buffer_truncated();
+        let may_help = !answered && !is_late && (is_stale || self.upstreams.has_other(endpoint));
+        error.set_retry(may_repeat && may_help && self.may_retry(context, endpoint));
         error
     }
 
@@ -286,7 +367,11 @@ impl ProxyHttp for Edge {
         let status = refusal.as_ref().map_or(0, Refusal::status);
         if let Some(refusal) = refusal {
             session.set_keepalive(None);
-            if let Err(error) = self.marks().send(session, context, Answer::Refusal(refusal)).await {
+            let policy = Arc::clone(&context.policy);
+            if let Err(error) = Marks::of(&policy)
+                .send(session, context, Answer::Refusal(refusal))
+                .await
+            {
                 tracing::debug!(%error, "the client left before its error answer");
             }
         }
@@ -313,6 +398,12 @@ impl ProxyHttp for Edge {
         }
         access_log::record(session, context, error, &self.metrics);
     }
+}
+
+/// Whether a request may arrive twice with the same effect and the same answer. `DELETE` may not: the second answer says
+/// that there is nothing to delete.
+fn is_repeatable(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::PUT)
 }
 
 /// What a failed request is answered with; nothing when the client is gone.

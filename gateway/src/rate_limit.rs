@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{RateLimit, RateLimits};
 use crate::identity::network_of;
+use crate::policy::Current;
 use crate::routes::Class;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -221,8 +222,9 @@ impl Limits {
 }
 
 /// Sweeps regularly, and at once when a class is full (but not more often than every second).
-pub async fn sweep_regularly(limits: Arc<Limits>, shutdown: CancellationToken) {
+pub async fn sweep_regularly(policy: Current, shutdown: CancellationToken) {
     loop {
+        let limits = Arc::clone(&policy.load().limits);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(SWEEP) => {}

@@ -1,5 +1,6 @@
-//! The plain HTTP listener: it answers one thing, where to find us by HTTPS.
+//! The plain HTTP listener: it says where to find us by HTTPS, and answers ACME challenges.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +9,16 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::framing::HeadLimits;
 use crate::head::{self, NoHead, Patience};
+use crate::policy::{Current, Policy};
 
 /// Connections at once: a redirect takes a moment.
 const CONNECTIONS_MAX: usize = 1_024;
 
 /// How redirects are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Redirect {
-    pub public_port: u16,
-    pub patience: Patience,
-    pub limits: HeadLimits,
+    pub policy: Current,
 }
 
 /// Redirects until `stop`.
@@ -37,6 +36,7 @@ pub async fn run(redirect: Redirect, listener: TcpListener, stop: CancellationTo
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             continue;
         };
+        let redirect = redirect.clone();
         tokio::spawn(async move {
             // Whatever fails here, the client sees a closed connection.
             let _ = tokio::time::timeout(Duration::from_secs(15), redirect.answer(&mut stream)).await;
@@ -47,14 +47,17 @@ pub async fn run(redirect: Redirect, listener: TcpListener, stop: CancellationTo
 
 impl Redirect {
     async fn answer<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> std::io::Result<()> {
-        let answer = match head::read(stream, self.patience, &self.limits).await {
-            Ok(head) => self.location(&head.bytes).map_or_else(bad_request, |location| {
-                format!(
-                    "HTTP/1.1 308 Permanent Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                )
-            }),
+        let policy = self.policy.load_full();
+        let limits = policy.connections;
+        let patience = Patience {
+            // Nobody keeps such a connection.
+            idle: limits.patience.head,
+            ..limits.patience
+        };
+        let answer = match head::read(stream, patience, &limits.head).await {
+            Ok(head) => compose(&head.bytes, &policy).await,
             Err(NoHead::Quiet) => return Ok(()),
-            Err(NoHead::Refused(_)) => bad_request(),
+            Err(NoHead::Refused(_)) => empty("400 Bad Request"),
         };
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await?;
@@ -66,29 +69,64 @@ impl Redirect {
         {}
         Ok(())
     }
+}
 
-    /// The same host and target by HTTPS. [`head::read`] has made sure of both.
-    fn location(&self, head: &[u8]) -> Option<String> {
-        let text = std::str::from_utf8(head).ok()?;
-        let mut lines = text.split("\r\n");
-        let target = lines.next()?.split(' ').nth(1)?;
-        let host = lines.find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("host").then(|| value.trim())
-        })?;
-        let name = match host.rfind(':') {
-            Some(colon) if !host[colon..].contains(']') => &host[..colon],
-            _ => host,
-        };
-        Some(match self.public_port {
-            443 => format!("https://{name}{target}"),
-            port => format!("https://{name}:{port}{target}"),
-        })
+/// The answer to a head that [`head::read`] has let through.
+async fn compose(head: &[u8], policy: &Policy) -> String {
+    let Some((target, host)) = std::str::from_utf8(head).ok().and_then(target_and_host) else {
+        return empty("400 Bad Request");
+    };
+    if let Some(folder) = &policy.config.acme_challenges
+        && let Some(token) = target.strip_prefix("/.well-known/acme-challenge/")
+    {
+        return challenge(folder, token).await;
+    }
+    if !policy.hosts.answer_to(host) {
+        return empty("421 Misdirected Request");
+    }
+    let location = location(target, host, policy.config.public_port());
+    format!("HTTP/1.1 308 Permanent Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+}
+
+fn empty(status: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+}
+
+/// The file an ACME client has put there to prove that this name is ours (RFC 8555 section 8.3).
+async fn challenge(folder: &Path, token: &str) -> String {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if token.is_empty() || token.len() > 200 || !token.bytes().all(is_token) {
+        return empty("404 Not Found");
+    }
+    match tokio::fs::read_to_string(folder.join(token)).await {
+        Ok(text) if text.len() <= 4_096 => format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+            text.len()
+        ),
+        _ => empty("404 Not Found"),
     }
 }
 
-fn bad_request() -> String {
-    "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
+fn target_and_host(head: &str) -> Option<(&str, &str)> {
+    let mut lines = head.split("\r\n");
+    let target = lines.next()?.split(' ').nth(1)?;
+    let host = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("host").then(|| value.trim())
+    })?;
+    Some((target, host))
+}
+
+/// The same host and target by HTTPS.
+fn location(target: &str, host: &str, public_port: u16) -> String {
+    let name = match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => &host[..colon],
+        _ => host,
+    };
+    match public_port {
+        443 => format!("https://{name}{target}"),
+        port => format!("https://{name}:{port}{target}"),
+    }
 }
 
 #[cfg(test)]
@@ -97,28 +135,30 @@ mod tests {
 
     #[test]
     fn the_target_stays_and_the_port_changes() {
-        let redirect = |public_port| Redirect {
-            public_port,
-            patience: Patience {
-                idle: Duration::ZERO,
-                head: Duration::ZERO,
-            },
-            limits: HeadLimits {
-                uri_bytes: 1_000,
-                header_bytes: 1_000,
-                header_fields: 10,
-            },
-        };
-        let location = |port, host: &str| {
-            redirect(port).location(format!("GET /a?b=c HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())
-        };
-        assert_eq!(
-            location(8443, "localhost:8080").unwrap(),
-            "https://localhost:8443/a?b=c"
-        );
-        assert_eq!(location(443, "chat.example").unwrap(), "https://chat.example/a?b=c");
-        assert_eq!(location(8443, "[::1]:8080").unwrap(), "https://[::1]:8443/a?b=c");
-        assert_eq!(location(8443, "[::1]").unwrap(), "https://[::1]:8443/a?b=c");
-        assert_eq!(redirect(1).location(b"GET / HTTP/1.0\r\n\r\n"), None);
+        for (host, port, expected) in [
+            ("localhost:8080", 8443, "https://localhost:8443/a?b=c"),
+            ("chat.example", 443, "https://chat.example/a?b=c"),
+            ("[::1]:8080", 8443, "https://[::1]:8443/a?b=c"),
+            ("[::1]", 8443, "https://[::1]:8443/a?b=c"),
+        ] {
+            let head = format!("GET /a?b=c HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            let (target, host) = target_and_host(&head).unwrap();
+            assert_eq!(location(target, host, port), expected);
+        }
+        assert_eq!(target_and_host("GET / HTTP/1.0\r\n\r\n"), None);
+    }
+
+    #[tokio::test]
+    async fn challenges_are_files_of_one_folder_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("inside")).unwrap();
+        std::fs::write(folder.path().join("tok-en_1"), "tok-en_1.thumb").unwrap();
+        std::fs::write(folder.path().join("secret.txt"), "no").unwrap();
+        let found = challenge(&folder.path().join("inside/.."), "tok-en_1").await;
+        assert!(found.ends_with("\r\n\r\ntok-en_1.thumb"), "{found}");
+        for token in ["", "absent", "inside", "../secret", "secret.txt", "%2e%2e"] {
+            let answer = challenge(&folder.path().join("inside/.."), token).await;
+            assert!(answer.starts_with("HTTP/1.1 404"), "{token}: {answer}");
+        }
     }
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use fechatter_core::token::Claims;
 use http::HeaderValue;
 
+use crate::endpoint::Endpoint;
 use crate::identity::Identity;
+use crate::policy::Policy;
 use crate::rate_limit::Decision;
 use crate::routes::Route;
-use crate::upstreams::Endpoint;
 
 /// The label of requests that match no route.
 pub const UNMATCHED: &str = "unmatched";
@@ -17,6 +18,8 @@ pub const UNMATCHED: &str = "unmatched";
 /// The state of one request.
 #[derive(Debug)]
 pub struct RequestContext {
+    /// The rules that were in force when it began.
+    pub policy: Arc<Policy>,
     pub started: Instant,
     pub identity: Option<Identity>,
     pub route: Option<&'static Route>,
@@ -29,6 +32,9 @@ pub struct RequestContext {
     /// Why the gateway answered itself, a bounded label.
     pub refused: Option<&'static str>,
     pub upstream: Option<Arc<Endpoint>>,
+    /// Its place among the requests of its group, and at its upstream.
+    pub place: Option<crate::admission::Place>,
+    pub at_endpoint: Option<crate::endpoint::AtEndpoint>,
     /// Upstreams tried.
     pub attempts: u32,
     /// When the last attempt began.
@@ -47,9 +53,10 @@ pub struct RequestContext {
 }
 
 impl RequestContext {
-    /// A request that begins now.
-    pub fn new() -> Self {
+    /// A request that begins now, under these rules.
+    pub fn new(policy: Arc<Policy>) -> Self {
         Self {
+            policy,
             started: Instant::now(),
             identity: None,
             route: None,
@@ -59,6 +66,8 @@ impl RequestContext {
             decision: None,
             refused: None,
             upstream: None,
+            place: None,
+            at_endpoint: None,
             attempts: 0,
             attempted_at: None,
             to_headers: None,
@@ -75,11 +84,5 @@ impl RequestContext {
         if self.to_headers.is_none() {
             self.to_headers = Some(self.started.elapsed());
         }
-    }
-}
-
-impl Default for RequestContext {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -3,6 +3,7 @@
 //! A path that is not here does not exist for the outside world, whatever the upstreams serve.
 
 use http::Method;
+use serde_json::{Value, json};
 
 /// A group of equal upstream processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,6 +87,24 @@ impl Route {
     /// Whether the answer goes on for minutes or hours.
     pub fn is_stream(&self) -> bool {
         self.template == "/events"
+    }
+
+    fn describe(&self) -> Value {
+        json!({
+            "method": self.method.as_str(),
+            "path": self.template,
+            "target": match self.target {
+                Target::Upstream(group) => group.as_str(),
+                Target::Health | Target::Alive => "gateway",
+            },
+            "access": match self.access {
+                Access::Public => "public",
+                Access::Required => "token",
+                Access::Ticket => "token or ticket",
+            },
+            "class": self.class.as_str(),
+            "body_bytes_max": self.body_bytes_max,
+        })
     }
 }
 
@@ -207,6 +226,19 @@ impl Routes {
             );
         }
         Self { root }
+    }
+
+    /// Every route, for the admin listener.
+    pub fn describe(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut stack = vec![&self.root];
+        while let Some(node) = stack.pop() {
+            stack.extend(node.literals.iter().map(|(_, next)| next));
+            stack.extend(node.parameter.as_deref());
+            all.extend(node.end.iter().flat_map(|end| &end.routes));
+        }
+        all.sort_by_key(|route| (route.template, route.method.as_str()));
+        all.into_iter().map(Route::describe).collect()
     }
 
     /// Finds the route of a path that [`crate::path::check`] has let through. `HEAD` goes where `GET` goes.

@@ -1,9 +1,11 @@
 //! Assembles the gateway from its configuration, runs it and drains it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use fechatter_core::token::Verifier;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
@@ -19,43 +21,53 @@ use tokio_util::task::TaskTracker;
 use crate::auth::Authenticator;
 use crate::certificate::{self, Certificates, Resolver};
 use crate::config::{Config, millis};
-use crate::cors::Cors;
 use crate::drain::Drain;
-use crate::framing::HeadLimits;
-use crate::head::Patience;
-use crate::identity::Identifier;
-use crate::listener::{Acceptor, ConnectionLimits, Counts};
+use crate::health_check;
+use crate::listener::{Acceptor, Counts};
 use crate::metrics::{Metrics, observe_number};
+use crate::policy::{Current, Policy};
 use crate::proxy::{ATTEMPTS_MAX, Edge};
-use crate::rate_limit::{self, Limits};
+use crate::rate_limit;
 use crate::redirect::{self, Redirect};
+use crate::reload::{self, Reloader};
 use crate::revocation::{self, Revoked};
 use crate::routes::Routes;
 use crate::tls;
-use crate::upstreams::{self, Upstreams};
+use crate::upstreams::Upstreams;
 
 static ROUTES: LazyLock<Routes> = LazyLock::new(Routes::new);
 
-/// Runs until `shutdown` is cancelled and the drain is over.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Runs until `shutdown` is cancelled and the drain is over; `file` is what `config` was read from.
+pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationToken) -> anyhow::Result<()> {
     // Background work ends after the drain, so that requests in flight still have keys, limits and healthy upstreams.
     let background = CancellationToken::new();
     let _end_background = background.clone().drop_guard();
     let certificates = Certificates::load(&config.tls).map_err(|error| anyhow::anyhow!("tls: {error}"))?;
     let resolver = Arc::new(Resolver::new(certificates));
     let metrics = Arc::new(Metrics::new());
-    let identifier = Arc::new(Identifier::new(config.trusted_proxies.clone()));
     let tls = tls::acceptor(&config.tls, Arc::clone(&resolver))?;
-    let edge = edge(&config, &metrics, &identifier, &background).await?;
+    let policy: Current = Arc::new(ArcSwap::from_pointee(Policy::new(config.clone(), None)));
+    let edge = edge(&config, &policy, &metrics, &background).await?;
+    let reloader = Arc::new(Reloader {
+        file,
+        policy: Arc::clone(&policy),
+        upstreams: Arc::clone(&edge.upstreams),
+        resolver: Arc::clone(&resolver),
+        metrics: Arc::clone(&metrics),
+        good: true.into(),
+        turn: tokio::sync::Mutex::default(),
+    });
     let verifier = Arc::clone(&edge.authenticator.verifier);
-    observe(&resolver, &edge);
+    observe(&reloader, &edge);
     let proxy = Arc::new(proxy(&config, edge));
 
     let public = bind(config.listen, "listen").await?;
     let plain = bind(config.redirect_listen, "redirect_listen").await?;
     let admin_routes = admin::router(shutdown.clone(), move || jwks::ready(&verifier));
+    let admin_routes = admin_routes.merge(crate::admin::router(&ROUTES, Arc::clone(&reloader)));
     admin::serve(config.admin_listen, admin_routes, background.clone()).await?;
-    tokio::spawn(certificate::watch(resolver, config.tls.clone(), background.clone()));
+    tokio::spawn(certificate::watch(resolver, Arc::clone(&policy), background.clone()));
+    tokio::spawn(reload::watch(reloader, background.clone()));
 
     let interrupted = CancellationToken::new();
     tokio::spawn(watch_for_interrupt(interrupted.clone()));
@@ -65,9 +77,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let acceptor = Arc::new(Acceptor {
         tls,
         proxy: Arc::clone(&proxy),
-        identifier,
+        policy: Arc::clone(&policy),
         metrics: Arc::clone(&metrics),
-        limits: connection_limits(&config),
         draining: is_last,
         cut: cut.clone(),
         cut_spread: millis(config.drain.stream_spread_ms),
@@ -77,7 +88,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     });
     tracing::info!(https = %config.listen, http = %config.redirect_listen, admin = %config.admin_listen, "listening");
     let accepting = tokio::spawn(acceptor.run(public, stop_accepting.clone()));
-    let redirecting = tokio::spawn(redirect::run(redirect(&config), plain, stop_accepting.clone()));
+    let redirecting = tokio::spawn(redirect::run(Redirect { policy }, plain, stop_accepting.clone()));
 
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -111,8 +122,8 @@ async fn watch_for_interrupt(interrupted: CancellationToken) {
 
 async fn edge(
     config: &Config,
+    policy: &Current,
     metrics: &Arc<Metrics>,
-    identifier: &Arc<Identifier>,
     background: &CancellationToken,
 ) -> anyhow::Result<Edge> {
     let auth = &config.auth;
@@ -123,30 +134,24 @@ async fn edge(
         .await
         .context("nats.url")?;
     tokio::spawn(revocation::follow(Arc::clone(&revoked), nats, background.clone()));
-    let limits = Arc::new(Limits::new(&config.rate_limits));
-    tokio::spawn(rate_limit::sweep_regularly(Arc::clone(&limits), background.clone()));
+    tokio::spawn(rate_limit::sweep_regularly(Arc::clone(policy), background.clone()));
     let upstreams = Arc::new(Upstreams::new(&config.upstreams));
     upstreams.resolve().await;
-    tokio::spawn(upstreams::maintain(
+    tokio::spawn(health_check::run(
         Arc::clone(&upstreams),
         Arc::clone(metrics),
         background.clone(),
     ));
     Ok(Edge {
         routes: &ROUTES,
-        identifier: Arc::clone(identifier),
+        policy: Arc::clone(policy),
         authenticator: Authenticator {
             verifier,
             refresher,
             revoked,
         },
-        limits,
-        cors: Cors::new(&config.cors),
         upstreams,
         metrics: Arc::clone(metrics),
-        head_limits: head_limits(config),
-        body_timeout: millis(config.limits.body_timeout_ms),
-        write_timeout: Duration::from_secs(config.limits.write_seconds),
     })
 }
 
@@ -168,47 +173,15 @@ fn proxy(config: &Config, edge: Edge) -> HttpProxy<Edge> {
     proxy
 }
 
-fn head_limits(config: &Config) -> HeadLimits {
-    HeadLimits {
-        uri_bytes: config.limits.uri_bytes,
-        header_bytes: config.limits.header_bytes,
-        header_fields: config.limits.header_fields,
-    }
-}
-
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    ConnectionLimits {
-        connections: config.limits.connections,
-        connections_per_address: config.limits.connections_per_address,
-        handshake: millis(config.tls.handshake_timeout_ms),
-        stall: Duration::from_secs(config.limits.write_seconds),
-        patience: patience(config),
-        head: head_limits(config),
-    }
-}
-
-fn patience(config: &Config) -> Patience {
-    Patience {
-        idle: Duration::from_secs(config.limits.idle_seconds),
-        head: millis(config.limits.header_timeout_ms),
-    }
-}
-
-fn redirect(config: &Config) -> Redirect {
-    let patience = patience(config);
-    Redirect {
-        public_port: config.public_port(),
-        // Nobody keeps such a connection.
-        patience: Patience {
-            idle: patience.head,
-            ..patience
-        },
-        limits: head_limits(config),
-    }
-}
-
-fn observe(resolver: &Arc<Resolver>, edge: &Edge) {
-    let of = Arc::clone(resolver);
+fn observe(reloader: &Arc<Reloader>, edge: &Edge) {
+    let of = Arc::clone(reloader);
+    observe_number(
+        "gateway.config.good",
+        "1",
+        "0 while the newest configuration has faults and an older one is in force.",
+        move || i64::from(of.is_good()),
+    );
+    let of = Arc::clone(&reloader.resolver);
     observe_number(
         "gateway.certificate.expiry",
         "s",
@@ -229,13 +202,15 @@ fn observe(resolver: &Arc<Resolver>, edge: &Edge) {
         "Revoked sessions remembered.",
         move || i64::try_from(of.len()).unwrap_or(i64::MAX),
     );
-    let of = Arc::clone(&edge.limits);
+    let of = Arc::clone(&edge.policy);
     observe_number(
         "gateway.rate_limits.keys",
         "{key}",
         "Principals the rate limits remember.",
         move || {
-            of.key_counts()
+            of.load()
+                .limits
+                .key_counts()
                 .iter()
                 .map(|(_, count)| i64::try_from(*count).unwrap_or(i64::MAX))
                 .fold(0, i64::saturating_add)

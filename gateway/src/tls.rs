@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{NoServerSessionStorage, ServerSessionMemoryCache};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier};
 use tokio_rustls::TlsAcceptor;
 
 use crate::certificate::Resolver;
@@ -17,13 +18,25 @@ pub fn install_provider() {
     let _ = aws_lc_rs::default_provider().install_default();
 }
 
+/// Who checks certificates of clients: nobody, unless authorities are configured.
+fn client_verifier(settings: &Tls) -> anyhow::Result<Arc<dyn ClientCertVerifier>> {
+    let Some(file) = &settings.client_ca else {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    };
+    let authorities =
+        crate::certificate::authorities(file).map_err(|error| anyhow::anyhow!("tls.client_ca: {error}"))?;
+    WebPkiClientVerifier::builder(Arc::new(authorities))
+        .build()
+        .context("tls.client_ca")
+}
+
 /// The acceptor of the public listener.
 pub fn acceptor(settings: &Tls, resolver: Arc<Resolver>) -> anyhow::Result<TlsAcceptor> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .context("TLS versions")?
-        .with_no_client_auth()
+        .with_client_cert_verifier(client_verifier(settings)?)
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new().context("TLS session tickets")?;

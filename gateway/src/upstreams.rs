@@ -1,24 +1,23 @@
-//! Upstream groups: who is in them, who is healthy, whose turn it is, and how they are spoken to.
+//! Upstream groups: who is in them, how they are spoken to, and what they are given.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use fechatter_core::WorkspaceId;
 use futures::future::join_all;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use tokio_util::sync::CancellationToken;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
 
+use crate::admission::{Admission, Capacity, Place};
+use crate::balance;
 use crate::config::{self, millis};
-use crate::metrics::Metrics;
-use crate::routes::Group;
-
-/// How often names are resolved again.
-const RESOLVE: Duration = Duration::from_secs(5);
-/// Pause between two checks of an unhealthy upstream: it should come back soon after it is back.
-const UNHEALTHY_INTERVAL: Duration = Duration::from_millis(250);
+use crate::endpoint::{Endpoint, Resilience};
+use crate::retry_budget::RetryBudget;
+use crate::routes::{Class, Group};
 
 /// Whether `text` is `host:port`.
 pub fn is_authority(text: &str) -> bool {
@@ -26,94 +25,130 @@ pub fn is_authority(text: &str) -> bool {
     port.is_some_and(|port| port > 0) && crate::framing::is_host(text.as_bytes())
 }
 
-/// One upstream process.
-#[derive(Debug)]
-pub struct Endpoint {
-    pub group: Group,
-    pub address: SocketAddr,
-    healthy: AtomicBool,
-}
-
-impl Endpoint {
-    /// Whether it gets requests.
-    pub fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
-    }
-
-    /// Takes it out until a health check succeeds: nobody listens there.
-    pub fn eject(&self, reason: &str) {
-        if self.healthy.swap(false, Ordering::Relaxed) {
-            tracing::warn!(group = self.group.as_str(), address = %self.address, reason, "upstream is unhealthy");
-        }
-    }
-
-    fn heal(&self) {
-        if !self.healthy.swap(true, Ordering::Relaxed) {
-            tracing::info!(group = self.group.as_str(), address = %self.address, "upstream is healthy again");
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Pool {
     group: Group,
-    authorities: Vec<String>,
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
-    turn: AtomicUsize,
+    admission: Arc<Admission>,
+    retries: RetryBudget,
 }
 
 /// All groups.
 #[derive(Debug)]
 pub struct Upstreams {
     pools: [Pool; Group::ALL.len()],
-    settings: config::Upstreams,
+    settings: ArcSwap<config::Upstreams>,
+    /// Told when an upstream turns out to be away, so that it is looked after at once.
+    pub look: Notify,
 }
 
 impl Upstreams {
     /// The groups of validated settings; addresses are in use at once, names after the first [`Upstreams::resolve`].
     pub fn new(settings: &config::Upstreams) -> Self {
-        let pools = Group::ALL.map(|group| {
-            let authorities = match group {
-                Group::Chat => &settings.chat,
-                Group::Notify => &settings.notify,
-                Group::Indexer => &settings.indexer,
-            };
-            Pool {
-                group,
-                authorities: authorities.clone(),
-                endpoints: ArcSwap::default(),
-                turn: AtomicUsize::new(0),
-            }
-        });
         let upstreams = Self {
-            pools,
-            settings: settings.clone(),
+            pools: Group::ALL.map(|group| Pool {
+                group,
+                endpoints: ArcSwap::default(),
+                admission: Arc::default(),
+                retries: RetryBudget::default(),
+            }),
+            settings: ArcSwap::from_pointee(settings.clone()),
+            look: Notify::new(),
         };
         for pool in &upstreams.pools {
-            pool.replace(pool.authorities.iter().filter_map(|authority| authority.parse().ok()));
+            let addresses = settings.of(pool.group).iter();
+            pool.replace(addresses.filter_map(|one| Some((one.address.parse().ok()?, one.weight))));
         }
         upstreams
     }
 
-    /// The next healthy upstream of a group that is not `tried` yet.
-    pub fn pick(&self, group: Group, tried: Option<SocketAddr>) -> Option<Arc<Endpoint>> {
-        let pool = &self.pools[group as usize];
-        let endpoints = pool.endpoints.load();
-        let count = endpoints.len();
-        let turn = pool.turn.fetch_add(1, Ordering::Relaxed);
-        let mut candidates = (0..count)
-            .map(|offset| &endpoints[(turn + offset) % count])
-            .filter(|e| e.is_healthy());
-        let first = candidates.next()?;
-        if Some(first.address) == tried {
-            return Some(Arc::clone(candidates.next().unwrap_or(first)));
+    /// Takes new settings; what is known of upstreams that stay is kept.
+    pub async fn reconfigure(&self, settings: &config::Upstreams) {
+        self.settings.store(Arc::new(settings.clone()));
+        self.resolve().await;
+        self.look.notify_one();
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<config::Upstreams> {
+        self.settings.load_full()
+    }
+
+    fn pool(&self, group: Group) -> &Pool {
+        &self.pools[group as usize]
+    }
+
+    /// The upstream for the next attempt, not the one `tried` if there is another: that of the workspace for a stream, else
+    /// one with little to do.
+    pub fn pick(
+        &self,
+        group: Group,
+        stream_of: Option<WorkspaceId>,
+        tried: Option<SocketAddr>,
+    ) -> Option<Arc<Endpoint>> {
+        let endpoints = self.pool(group).endpoints.load();
+        match stream_of {
+            Some(workspace) => balance::of_workspace(&endpoints, tried, workspace),
+            None => balance::least_loaded(&endpoints, tried, millis(self.settings.load().slow_start_ms)),
         }
-        Some(Arc::clone(first))
+    }
+
+    /// A place for a request among those the group works on; none when there are too many.
+    pub async fn admit(&self, group: Group, class: Class) -> Option<Place> {
+        let pool = self.pool(group);
+        let capacity = {
+            let settings = self.settings.load();
+            let healthy = pool.endpoints.load().iter().filter(|one| one.is_healthy()).count();
+            pool.retries.earn(settings.retry_percent);
+            Capacity {
+                requests: settings.requests_max * healthy.max(1),
+                queue: settings.queue_requests,
+                patience: millis(settings.queue_timeout_ms),
+            }
+        };
+        pool.admission.enter(class, capacity).await
+    }
+
+    /// Whether a group has a healthy upstream besides this one.
+    pub fn has_other(&self, endpoint: &Endpoint) -> bool {
+        let endpoints = self.pool(endpoint.group).endpoints.load();
+        endpoints
+            .iter()
+            .any(|other| other.address != endpoint.address && other.is_healthy())
+    }
+
+    /// Whether the group's budget pays for another attempt.
+    pub fn may_retry(&self, group: Group) -> bool {
+        self.pool(group).retries.spend()
+    }
+
+    /// To be called each second.
+    pub fn refill_retries(&self) {
+        for pool in &self.pools {
+            pool.retries.refill();
+        }
+    }
+
+    /// No connection could be made: nobody listens there.
+    pub fn unreachable(&self, endpoint: &Endpoint, reason: &str) {
+        if endpoint.unreachable(reason) {
+            self.look.notify_one();
+        }
+    }
+
+    /// The upstream broke off or took too long.
+    pub fn failed(&self, endpoint: &Endpoint) -> bool {
+        let settings = self.settings.load();
+        endpoint.failed(&Resilience {
+            break_after: settings.break_after,
+            break_for: millis(settings.break_ms),
+            slow_start: millis(settings.slow_start_ms),
+        })
     }
 
     /// How Pingora speaks to an endpoint.
     pub fn peer(&self, endpoint: &Endpoint, is_stream: bool) -> Box<HttpPeer> {
-        let settings = &self.settings;
+        let settings = self.settings.load();
         let mut peer = Box::new(HttpPeer::new(endpoint.address, false, String::new()));
         let options = &mut peer.options;
         options.connection_timeout = Some(millis(settings.connect_timeout_ms));
@@ -144,7 +179,7 @@ impl Upstreams {
     /// Healthy and all endpoints of each group.
     pub fn states(&self) -> [(Group, usize, usize); Group::ALL.len()] {
         Group::ALL.map(|group| {
-            let endpoints = self.pools[group as usize].endpoints.load();
+            let endpoints = self.pool(group).endpoints.load();
             (
                 group,
                 endpoints.iter().filter(|endpoint| endpoint.is_healthy()).count(),
@@ -161,39 +196,66 @@ impl Upstreams {
             .collect()
     }
 
+    /// For the admin listener.
+    pub fn describe(&self) -> Value {
+        let slow_start = millis(self.settings.load().slow_start_ms);
+        let group = |pool: &Pool| {
+            let (admitted, waiting) = pool.admission.counts();
+            let endpoints = pool.endpoints.load();
+            let endpoint = |endpoint: &Arc<Endpoint>| {
+                json!({
+                    "address": endpoint.address.to_string(),
+                    "health": endpoint.health().as_str(),
+                    "weight": endpoint.weight(),
+                    "share_percent": endpoint.share(slow_start) / u64::from(endpoint.weight().max(1)),
+                    "in_flight": endpoint.in_flight(),
+                })
+            };
+            let upstreams: Vec<Value> = endpoints.iter().map(endpoint).collect();
+            let state = json!({"requests": admitted, "waiting": waiting, "upstreams": upstreams});
+            (pool.group.as_str().to_owned(), state)
+        };
+        Value::Object(self.pools.iter().map(group).collect())
+    }
+
+    /// Whether a name has to be resolved.
+    pub fn has_names(&self) -> bool {
+        let settings = self.settings.load();
+        let mut all = Group::ALL.into_iter().flat_map(|group| settings.of(group));
+        all.any(|one| one.address.parse::<SocketAddr>().is_err())
+    }
+
     /// Resolves every name once.
     pub async fn resolve(&self) {
-        join_all(self.pools.iter().map(Pool::resolve)).await;
+        let settings = self.settings();
+        join_all(self.pools.iter().map(|pool| pool.resolve(settings.of(pool.group)))).await;
     }
 }
 
 impl Pool {
     /// Takes new addresses, keeping what is known of those that stay.
-    fn replace(&self, addresses: impl Iterator<Item = SocketAddr>) {
+    fn replace(&self, addresses: impl Iterator<Item = (SocketAddr, u32)>) {
         let known = self.endpoints.load_full();
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-        for address in addresses {
+        for (address, weight) in addresses {
             if endpoints.iter().any(|endpoint| endpoint.address == address) {
                 continue;
             }
             let kept = known.iter().find(|endpoint| endpoint.address == address).cloned();
-            endpoints.push(kept.unwrap_or_else(|| {
-                Arc::new(Endpoint {
-                    group: self.group,
-                    address,
-                    healthy: AtomicBool::new(true),
-                })
-            }));
+            let endpoint = kept.unwrap_or_else(|| Arc::new(Endpoint::new(self.group, address, weight)));
+            endpoint.set_weight(weight);
+            endpoints.push(endpoint);
         }
         self.endpoints.store(Arc::new(endpoints));
     }
 
-    async fn resolve(&self) {
+    async fn resolve(&self, upstreams: &[config::Upstream]) {
         let mut addresses = Vec::new();
-        for authority in &self.authorities {
-            let found = tokio::time::timeout(Duration::from_secs(2), tokio::net::lookup_host(authority.as_str())).await;
+        for upstream in upstreams {
+            let authority = upstream.address.as_str();
+            let found = tokio::time::timeout(Duration::from_secs(2), tokio::net::lookup_host(authority)).await;
             match found {
-                Ok(Ok(found)) => addresses.extend(found),
+                Ok(Ok(found)) => addresses.extend(found.map(|address| (address, upstream.weight))),
                 Ok(Err(error)) => tracing::warn!(authority, %error, "upstream cannot be resolved"),
                 Err(_) => tracing::warn!(authority, "upstream is not resolved in time"),
             }
@@ -205,91 +267,15 @@ impl Pool {
     }
 }
 
-/// Resolves names and checks health until `shutdown`.
-pub async fn maintain(upstreams: Arc<Upstreams>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
-    let client = reqwest::Client::builder()
-        .timeout(millis(upstreams.settings.health_timeout_ms))
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .unwrap_or_default();
-    let interval = millis(upstreams.settings.health_interval_ms);
-    let names = upstreams
-        .pools
-        .iter()
-        .flat_map(|pool| &pool.authorities)
-        .any(|name| name.parse::<SocketAddr>().is_err());
-    let mut resolved_at = Instant::now();
-    loop {
-        if names && resolved_at.elapsed() >= RESOLVE {
-            resolved_at = Instant::now();
-            upstreams.resolve().await;
-        }
-        let endpoints = upstreams.endpoints();
-        join_all(endpoints.iter().map(|endpoint| check(&client, endpoint))).await;
-        for (group, healthy, all) in upstreams.states() {
-            metrics.upstreams(group, healthy, all);
-        }
-        let pause = if endpoints.iter().all(|endpoint| endpoint.is_healthy()) {
-            interval
-        } else {
-            UNHEALTHY_INTERVAL.min(interval)
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-async fn check(client: &reqwest::Client, endpoint: &Endpoint) {
-    match client
-        .get(format!("http://{}/health/simple", endpoint.address))
-        .send()
-        .await
-    {
-        Ok(answer) if answer.status().is_success() => endpoint.heal(),
-        Ok(answer) => endpoint.eject(&format!("health check answered {}", answer.status())),
-        Err(error) => endpoint.eject(&format!("health check failed: {error}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn two() -> Upstreams {
         Upstreams::new(&config::Upstreams {
-            chat: vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()],
+            chat: vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()],
             ..config::Upstreams::default()
         })
-    }
-
-    #[test]
-    fn healthy_endpoints_take_turns() {
-        let upstreams = two();
-        let ports: Vec<u16> = (0..4)
-            .map(|_| upstreams.pick(Group::Chat, None).unwrap().address.port())
-            .collect();
-        assert_eq!(ports, [1, 2, 1, 2]);
-        upstreams.pick(Group::Chat, None).unwrap().eject("test");
-        let ports: Vec<u16> = (0..3)
-            .map(|_| upstreams.pick(Group::Chat, None).unwrap().address.port())
-            .collect();
-        assert_eq!(ports, [2, 2, 2]);
-        upstreams.pick(Group::Chat, None).unwrap().eject("test");
-        assert!(upstreams.pick(Group::Chat, None).is_none());
-        assert_eq!(upstreams.states()[0], (Group::Chat, 0, 2));
-    }
-
-    #[test]
-    fn a_retry_goes_elsewhere_where_there_is_an_elsewhere() {
-        let upstreams = two();
-        for _ in 0..4 {
-            let tried = "127.0.0.1:1".parse().ok();
-            assert_eq!(upstreams.pick(Group::Chat, tried).unwrap().address.port(), 2);
-        }
-        let only = upstreams.pick(Group::Notify, None).unwrap().address;
-        assert_eq!(upstreams.pick(Group::Notify, Some(only)).unwrap().address, only);
     }
 
     #[test]
@@ -314,13 +300,11 @@ mod tests {
     #[test]
     fn new_addresses_keep_what_is_known_of_old_ones() {
         let upstreams = two();
-        upstreams.pick(Group::Chat, None).unwrap().eject("test");
-        let pool = &upstreams.pools[0];
-        pool.replace(
-            ["127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:3"]
-                .iter()
-                .map(|text| text.parse().unwrap()),
-        );
+        upstreams.endpoints()[0].unhealthy("test");
         assert_eq!(upstreams.states()[0], (Group::Chat, 1, 2));
+        let addresses = ["127.0.0.1:1", "127.0.0.1:3", "127.0.0.1:3"].map(|text| (text.parse().unwrap(), 7));
+        upstreams.pools[0].replace(addresses.into_iter());
+        assert_eq!(upstreams.states()[0], (Group::Chat, 1, 2));
+        assert_eq!(upstreams.endpoints()[0].weight(), 7);
     }
 }

@@ -2,7 +2,7 @@
 
 use fechatter_core::config::{Faults, Validate};
 
-use super::Config;
+use super::{Config, Upstream};
 use crate::routes::Class;
 
 impl Validate for Config {
@@ -35,6 +35,17 @@ impl Validate for Config {
                 );
             }
         }
+        for host in &self.hosts {
+            if !crate::access_lists::is_host_name(host) {
+                faults.add(
+                    "hosts",
+                    format_args!("{host:?} is not a host name such as chat.example.org or *.example.org"),
+                );
+            }
+        }
+        if let Some(folder) = self.acme_challenges.as_ref().filter(|folder| !folder.is_dir()) {
+            faults.add("acme_challenges", format_args!("{} is no folder", folder.display()));
+        }
         faults.range("cors.max_age_seconds", self.cors.max_age_seconds, 0, 86_400);
         faults.range("drain.delay_ms", self.drain.delay_ms, 0, 120_000);
         faults.range("drain.timeout_ms", self.drain.timeout_ms, 0, 3_600_000);
@@ -60,6 +71,11 @@ impl Config {
         if complete && let Err(error) = crate::certificate::Certificates::load(&self.tls) {
             faults.add("tls.certificate", error);
         }
+        if let Some(authorities) = &self.tls.client_ca
+            && let Err(error) = crate::certificate::authorities(authorities)
+        {
+            faults.add("tls.client_ca", error);
+        }
     }
 
     fn validate_upstreams(&self, faults: &mut Faults) {
@@ -72,10 +88,11 @@ impl Config {
             if list.is_empty() {
                 faults.add(key, "must name at least one host:port");
             }
-            for authority in list {
-                if !crate::upstreams::is_authority(authority) {
-                    faults.add(key, format_args!("{authority:?} is not host:port"));
+            for Upstream { address, weight } in list {
+                if !crate::upstreams::is_authority(address) {
+                    faults.add(key, format_args!("{address:?} is not host:port"));
                 }
+                faults.range(&format!("{key} weight of {address}"), *weight, 1, 1_000);
             }
         }
         faults.range(
@@ -95,6 +112,13 @@ impl Config {
         );
         faults.range("upstreams.idle_seconds", upstreams.idle_seconds, 1, 3_600);
         faults.range("upstreams.idle_connections", upstreams.idle_connections, 0, 100_000);
+        faults.range("upstreams.requests_max", upstreams.requests_max, 1, 1_000_000);
+        faults.range("upstreams.queue_requests", upstreams.queue_requests, 0, 100_000);
+        faults.range("upstreams.queue_timeout_ms", upstreams.queue_timeout_ms, 0, 60_000);
+        faults.range("upstreams.retry_percent", upstreams.retry_percent, 0, 100);
+        faults.range("upstreams.break_after", upstreams.break_after, 1, 1_000);
+        faults.range("upstreams.break_ms", upstreams.break_ms, 50, 60_000);
+        faults.range("upstreams.slow_start_ms", upstreams.slow_start_ms, 0, 600_000);
     }
 
     fn validate_limits(&self, faults: &mut Faults) {

@@ -5,11 +5,13 @@
 mod support;
 
 mod access_log;
+mod clients;
 mod cors;
 mod drain;
 mod framing;
 mod http2;
 mod limits;
+mod reload;
 mod revocation;
 mod routes;
 mod streams;

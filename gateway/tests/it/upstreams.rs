@@ -176,3 +176,156 @@ async fn a_client_that_leaves_ends_the_upstream_request() {
     })
     .await;
 }
+
+/// Idempotent requests succeed while one healthy upstream remains, whatever happens to the other; nothing else is sent twice.
+#[tokio::test]
+async fn killed_and_flapping_upstreams_cost_no_idempotent_request() {
+    let issuer = Issuer::start().await;
+    // Breaks off every other answer, and is healthy as far as its check tells.
+    let count = AtomicUsize::new(0);
+    let flapping = Upstream::with(move |_| match count.fetch_add(1, Ordering::SeqCst) % 2 {
+        0 => Reply::BytesAndClose(Vec::new()),
+        _ => Reply::json(200, &serde_json::json!({})),
+    })
+    .await;
+    let (well, dying) = (Upstream::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&issuer, &[&flapping, &well, &dying], &[]).await;
+    let (client, token) = (gateway.http2(), issuer.token(7));
+    let ask = async |method: reqwest::Method, path: &str, number: usize| {
+        let request = client.request(method, gateway.url(path)).bearer_auth(&token);
+        request.body(number.to_string()).send().await.unwrap().status().as_u16()
+    };
+    for number in 0..120 {
+        if number == 40 {
+            dying.kill();
+        }
+        let status = if number % 2 == 0 {
+            ask(reqwest::Method::PUT, "/api/chat/1/read", number).await
+        } else {
+            let request = client.get(gateway.url("/api/me")).bearer_auth(&token);
+            request.send().await.unwrap().status().as_u16()
+        };
+        assert_eq!(status, 200, "{number}");
+    }
+    let mut sent = Vec::new();
+    for number in 1_000..1_060 {
+        let status = ask(reqwest::Method::POST, "/api/chat/1/messages", number).await;
+        assert!([200, 502].contains(&status), "{status}");
+        sent.push(number.to_string().into_bytes());
+    }
+    let mut seen: Vec<_> = [&flapping, &well]
+        .iter()
+        .flat_map(|upstream| upstream.requests())
+        .filter(|request| request.head.starts_with("POST"))
+        .map(|request| request.body)
+        .collect();
+    seen.sort();
+    assert_eq!(seen, sent, "each POST was sent exactly once");
+}
+
+#[tokio::test]
+async fn an_upstream_that_only_fails_rests_and_comes_back() {
+    let issuer = Issuer::start().await;
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let state = Arc::clone(&broken);
+    let upstream = Upstream::with(move |_| {
+        if state.load(Ordering::SeqCst) {
+            Reply::BytesAndClose(Vec::new())
+        } else {
+            Reply::json(200, &serde_json::json!({}))
+        }
+    })
+    .await;
+    let settings = [("UPSTREAMS__BREAK_AFTER", "3"), ("UPSTREAMS__BREAK_MS", "300")];
+    let gateway = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let client = gateway.http2();
+    let get = async || client.get(gateway.url("/openapi.json")).send().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(get().await.status(), 502);
+    }
+    let (refused, reached) = (get().await, upstream.requests().len());
+    assert_eq!(refused.headers()["retry-after"], "1");
+    problem(refused, 503, "unavailable").await;
+    assert_eq!(reached, 3, "it is left alone");
+    let states: serde_json::Value = reqwest::get(format!("http://{}/upstreams", gateway.admin))
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(states["chat"]["upstreams"][0]["health"], "broken");
+    broken.store(false, Ordering::SeqCst);
+    eventually("it to be tried again", async || {
+        (get().await.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn overload_turns_reading_away_first_and_signing_in_last() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|_| Reply::Silence).await;
+    let settings = [("UPSTREAMS__REQUESTS_MAX", "10"), ("UPSTREAMS__QUEUE_REQUESTS", "0")];
+    let gateway = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let (client, token) = (gateway.http2(), issuer.token(7));
+    let mut pending = tokio::task::JoinSet::new();
+    let mut expected = 0;
+    for (method, path, room) in [
+        (reqwest::Method::GET, "/api/me", 8),
+        (reqwest::Method::POST, "/api/chat", 1),
+        (reqwest::Method::POST, "/api/signin", 1),
+    ] {
+        let request = || client.request(method.clone(), gateway.url(path)).bearer_auth(&token);
+        for _ in 0..room {
+            pending.spawn(request().send());
+        }
+        expected += room;
+        eventually("the requests to arrive", async || {
+            (upstream.requests().len() == expected).then_some(())
+        })
+        .await;
+        let refused = request().send().await.unwrap();
+        assert_eq!(refused.headers()["retry-after"], "1");
+        problem(refused, 503, "unavailable").await;
+    }
+    assert_eq!(
+        client.get(gateway.url("/health/simple")).send().await.unwrap().status(),
+        200
+    );
+}
+
+#[tokio::test]
+async fn streams_of_a_workspace_go_to_one_upstream_and_canaries_get_their_share() {
+    let issuer = Issuer::start().await;
+    let (one, two) = (Upstream::start().await, Upstream::start().await);
+    let weighted = format!(
+        "[{{address=\"{}\",weight=9}},{{address=\"{}\",weight=1}}]",
+        one.address, two.address
+    );
+    let settings = [
+        ("UPSTREAMS__CHAT", &*weighted),
+        ("RATE_LIMITS__STREAM", "{requests=1000,window_seconds=1}"),
+    ];
+    let gateway = Gateway::start(&issuer, &[&one, &two], &settings).await;
+    let (client, token) = (gateway.http2(), issuer.token(7));
+    for _ in 0..200 {
+        client
+            .get(gateway.url("/events"))
+            .bearer_auth(&token)
+            .send()
+            .await
+            .unwrap();
+        client.get(gateway.url("/openapi.json")).send().await.unwrap();
+    }
+    let count = |upstream: &Upstream, target: &str| {
+        upstream
+            .requests()
+            .iter()
+            .filter(|request| request.target() == target)
+            .count()
+    };
+    let streams = [count(&one, "/events"), count(&two, "/events")];
+    assert!(streams.contains(&200), "{streams:?}");
+    let canary = count(&two, "/openapi.json");
+    assert!((2..60).contains(&canary), "about 20 of 200: {canary}");
+}

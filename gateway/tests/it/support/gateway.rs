@@ -25,9 +25,32 @@ fn free() -> SocketAddr {
 impl Gateway {
     /// Starts it and waits until it is ready.
     pub async fn start(issuer: &Issuer, upstreams: &[&Upstream], settings: &[(&str, &str)]) -> Self {
-        gateway::tls::install_provider();
+        Self::start_in(tempfile::tempdir().unwrap(), issuer, upstreams, settings).await
+    }
+
+    /// With a configuration file that says who the upstreams are and can be written again.
+    pub async fn with_file(issuer: &Issuer, file: &str, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("gateway.toml"), file).unwrap();
+        Self::start_in(folder, issuer, &[], settings).await
+    }
+
+    /// Writes the configuration file again, whole at once as an editor or a ConfigMap does.
+    pub fn write_file(&self, file: &str) {
+        let new = self.folder.path().join("gateway.toml.new");
+        std::fs::write(&new, file).unwrap();
+        std::fs::rename(new, self.folder.path().join("gateway.toml")).unwrap();
+    }
+
+    async fn start_in(
+        folder: tempfile::TempDir,
+        issuer: &Issuer,
+        upstreams: &[&Upstream],
+        settings: &[(&str, &str)],
+    ) -> Self {
+        gateway::tls::install_provider();
         gateway::dev_certificate::ensure(folder.path()).unwrap();
+        let file = folder.path().join("gateway.toml");
         let addresses: Vec<String> = upstreams
             .iter()
             .map(|upstream| format!("\"{}\"", upstream.address))
@@ -61,10 +84,17 @@ impl Gateway {
             env.retain(|(known, _)| known != &format!("FECHATTER_GATEWAY__{name}"));
             env.push((format!("FECHATTER_GATEWAY__{name}"), (*value).to_owned()));
         }
+        if file.exists() {
+            env.retain(|(known, _)| !known.starts_with("FECHATTER_GATEWAY__UPSTREAMS__"));
+        }
         let process = Process::start(&Program {
             name: "gateway".to_owned(),
             path: PathBuf::from(env!("CARGO_BIN_EXE_gateway")),
-            args: Vec::new(),
+            args: if file.exists() {
+                vec!["--config".into(), file.display().to_string()]
+            } else {
+                Vec::new()
+            },
             env,
             log: folder.path().join("gateway.log"),
             user: None,

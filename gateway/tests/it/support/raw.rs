@@ -67,7 +67,11 @@ impl Raw {
     }
 
     pub async fn connect_as(gateway: &Gateway, config: ClientConfig, name: &'static str) -> std::io::Result<Self> {
-        let tcp = TcpStream::connect(gateway.https).await?;
+        Self::over(TcpStream::connect(gateway.https).await?, config, name).await
+    }
+
+    /// Over a connection that has been used for something else before.
+    pub async fn over(tcp: TcpStream, config: ClientConfig, name: &'static str) -> std::io::Result<Self> {
         let name = ServerName::try_from(name).unwrap();
         Ok(Self {
             stream: TlsConnector::from(Arc::new(config)).connect(name, tcp).await?,
