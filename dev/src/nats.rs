@@ -222,6 +222,11 @@ fn permissions(user: &str) -> (Vec<&'static str>, Vec<&'static str>) {
             (publish, vec!["_INBOX_notify.>", "ephemeral.>"])
         }
         "indexer" => (consumer(), vec!["_INBOX_indexer.>"]),
-        _ => (consumer(), vec!["_INBOX_gateway.>"]),
+        _ => {
+            let mut publish = consumer();
+            // What replicas tell each other of quotas.
+            publish.push("gateway.usage");
+            (publish, vec!["_INBOX_gateway.>", "gateway.usage"])
+        }
     }
 }

@@ -303,6 +303,8 @@ pub struct RateLimits {
     pub workspace: RateLimit,
     /// Requests of one address that are answered 401.
     pub refused: RateLimit,
+    /// Whether replicas tell each other what they let through, so that a limit is the platform's.
+    pub shared: bool,
     /// Keys remembered per class, 100 to 10,000,000; beyond, new ones share a few buckets.
     pub keys: usize,
 }
@@ -321,6 +323,7 @@ impl Default for RateLimits {
             stream: per_minute(120),
             workspace: per_minute(60_000),
             refused: per_minute(120),
+            shared: true,
             keys: 200_000,
         }
     }

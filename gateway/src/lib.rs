@@ -40,5 +40,6 @@ pub mod retry_budget;
 pub mod revocation;
 pub mod routes;
 pub mod server;
+pub mod shared_usage;
 pub mod tls;
 pub mod upstreams;

@@ -8,12 +8,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fechatter_core::{UserId, WorkspaceId};
+use governor::RateLimiter;
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DashMapStateStore;
-use governor::{Quota, RateLimiter};
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ use crate::config::{RateLimit, RateLimits};
 use crate::identity::network_of;
 use crate::policy::Current;
 use crate::routes::Class;
+use crate::shared_usage::Usage;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -61,17 +63,33 @@ struct ClassLimiter {
     keys: AtomicUsize,
 }
 
-/// Which limit decided.
-#[derive(Debug, Clone, Copy)]
-enum Of {
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quota {
+    /// Requests of a class.
     Class(Class),
+    /// Requests of a workspace.
     Workspace,
+    /// Answers 401.
+    Refused,
+}
+
+impl Quota {
+    /// The name in the rate limit fields.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Class(class) => class.as_str(),
+            Self::Workspace => "workspace",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// What the limiter said about one request.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision {
-    of: Of,
+    of: Quota,
     pub allowed: bool,
     remaining: u32,
     /// Until the quota is whole again, or until the next request may come.
@@ -99,6 +117,8 @@ pub struct Limits {
     classes: [ClassLimiter; Class::ALL.len()],
     workspaces: ClassLimiter,
     refused: ClassLimiter,
+    /// For the other replicas.
+    pub usage: Usage,
     keys_max: usize,
     clock: DefaultClock,
     full: Notify,
@@ -120,6 +140,7 @@ impl Limits {
             classes: Class::ALL.map(|class| ClassLimiter::new(class.as_str(), settings.of(class))),
             workspaces: ClassLimiter::new("workspace", settings.workspace),
             refused: ClassLimiter::new("refused", settings.refused),
+            usage: Usage::default(),
             keys_max: settings.keys,
             clock: DefaultClock::default(),
             full: Notify::new(),
@@ -129,18 +150,11 @@ impl Limits {
 
     /// Takes one request from the principal's quota and, when that has one, from its workspace's.
     pub fn check(&self, class: Class, principal: Principal, workspace: Option<WorkspaceId>) -> Decision {
-        let own = self.take(class, &self.classes[class as usize], principal);
+        let own = self.take(Quota::Class(class), principal);
         match workspace {
             Some(workspace) if own.allowed => {
-                let all = self.take(class, &self.workspaces, Principal::Workspace(workspace));
-                if all.allowed {
-                    own
-                } else {
-                    Decision {
-                        of: Of::Workspace,
-                        ..all
-                    }
-                }
+                let all = self.take(Quota::Workspace, Principal::Workspace(workspace));
+                if all.allowed { own } else { all }
             }
             _ => own,
         }
@@ -148,21 +162,46 @@ impl Limits {
 
     /// Takes one from an address's quota of refusals; seconds to wait when there is none left.
     pub fn check_refused(&self, principal: Principal) -> Option<u64> {
-        let decision = self.take(Class::Auth, &self.refused, principal);
+        let decision = self.take(Quota::Refused, principal);
         (!decision.allowed).then(|| decision.retry_after())
     }
 
-    fn take(&self, class: Class, limits: &ClassLimiter, principal: Principal) -> Decision {
+    /// Takes what another replica let through, as far as it is there.
+    pub fn taken_elsewhere(&self, quota: Quota, principal: Principal, count: u32) {
+        let limits = self.limiter(quota);
+        let key = self.bounded(limits, principal);
+        let mut left = count.min(limits.burst);
+        let mut part = left;
+        while let Some(cells) = NonZeroU32::new(part.min(left)) {
+            match limits.limiter.check_key_n(&key, cells) {
+                Ok(Ok(snapshot)) => {
+                    limits.count_key(snapshot.remaining_burst_capacity() + cells.get());
+                    left -= cells.get();
+                }
+                _ => part = cells.get() / 2,
+            }
+        }
+    }
+
+    const fn limiter(&self, quota: Quota) -> &ClassLimiter {
+        match quota {
+            Quota::Class(class) => &self.classes[class as usize],
+            Quota::Workspace => &self.workspaces,
+            Quota::Refused => &self.refused,
+        }
+    }
+
+    fn take(&self, quota: Quota, principal: Principal) -> Decision {
+        let limits = self.limiter(quota);
         let key = self.bounded(limits, principal);
         match limits.limiter.check_key(&key) {
             Ok(snapshot) => {
                 let remaining = snapshot.remaining_burst_capacity();
-                if remaining + 1 >= limits.burst {
-                    limits.keys.fetch_add(1, Ordering::Relaxed);
-                }
+                limits.count_key(remaining + 1);
+                self.usage.note(quota, key);
                 let used = limits.burst.saturating_sub(remaining);
                 Decision {
-                    of: Of::Class(class),
+                    of: quota,
                     allowed: true,
                     remaining,
                     reset: limits.step * used,
@@ -171,7 +210,7 @@ impl Limits {
             Err(not_until) => {
                 let reset = not_until.wait_time_from(self.clock.now());
                 Decision {
-                    of: Of::Class(class),
+                    of: quota,
                     allowed: false,
                     remaining: 0,
                     reset,
@@ -197,10 +236,7 @@ impl Limits {
 
     /// Adds the standard fields to an answer.
     pub fn mark(&self, answer: &mut ResponseHeader, decision: &Decision) -> pingora::Result<()> {
-        let (limits, name) = match decision.of {
-            Of::Class(class) => (&self.classes[class as usize], class.as_str()),
-            Of::Workspace => (&self.workspaces, "workspace"),
-        };
+        let (limits, name) = (self.limiter(decision.of), decision.of.as_str());
         let state = format!("\"{name}\";r={};t={}", decision.remaining, ceil_seconds(decision.reset));
         answer.insert_header(RATE_LIMIT_POLICY, limits.policy.clone())?;
         answer.insert_header(RATE_LIMIT, state)
@@ -235,12 +271,19 @@ pub async fn sweep_regularly(policy: Current, shutdown: CancellationToken) {
 }
 
 impl ClassLimiter {
+    /// Counts a key that was whole before: there was none, or as good as none.
+    fn count_key(&self, before: u32) {
+        if before >= self.burst {
+            self.keys.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn new(name: &str, limit: RateLimit) -> Self {
         let burst = NonZeroU32::new(limit.requests).unwrap_or(NonZeroU32::MIN);
         let window = Duration::from_secs(u64::from(limit.window_seconds));
         let step = (window / burst.get()).max(Duration::from_nanos(1));
-        let quota = Quota::with_period(step)
-            .unwrap_or_else(|| Quota::per_second(burst))
+        let quota = governor::Quota::with_period(step)
+            .unwrap_or_else(|| governor::Quota::per_second(burst))
             .allow_burst(burst);
         let policy = format!("\"{}\";q={burst};w={}", name, limit.window_seconds);
         Self {
@@ -270,6 +313,7 @@ mod tests {
             stream: limit,
             workspace: limit,
             refused: limit,
+            shared: false,
             keys,
         })
     }
@@ -331,7 +375,7 @@ mod tests {
     #[test]
     fn a_flood_of_addresses_keeps_memory_bounded_and_users_unharmed() {
         let limits = limits(10, 1_000);
-        for address in 0..100_000_u128 {
+        for address in 0..1_000_000_u128 {
             limits.check(Class::Auth, Principal::Network(address << 64), None);
         }
         let stored = limits.classes[Class::Auth as usize].limiter.len();
@@ -370,5 +414,16 @@ mod tests {
         );
         assert_eq!(limits.check_refused(address), Some(1_800));
         assert!(limits.check(Class::Auth, address, None).allowed);
+    }
+
+    #[test]
+    fn what_others_let_through_is_taken_as_far_as_it_is_there() {
+        let limits = limits(10, 1_000);
+        let user = Principal::User(UserId(1));
+        limits.taken_elsewhere(Quota::Class(Class::Send), user, 7);
+        assert_eq!(limits.check(Class::Send, user, None).remaining, 2);
+        limits.taken_elsewhere(Quota::Class(Class::Send), user, 100);
+        assert!(!limits.check(Class::Send, user, None).allowed);
+        assert!(limits.check(Class::Read, user, None).allowed);
     }
 }

@@ -3,6 +3,7 @@
 //! A path that is not here does not exist for the outside world, whatever the upstreams serve.
 
 use http::Method;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// A group of equal upstream processes.
@@ -47,7 +48,8 @@ pub enum Access {
 }
 
 /// What rate limits and load shedding go by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     Auth,
     Send,

@@ -32,6 +32,7 @@ use crate::redirect::{self, Redirect};
 use crate::reload::{self, Reloader};
 use crate::revocation::{self, Revoked};
 use crate::routes::Routes;
+use crate::shared_usage;
 use crate::tls;
 use crate::upstreams::Upstreams;
 
@@ -133,6 +134,7 @@ async fn edge(
     let nats = service_runtime::nats::connect(&config.nats, "gateway")
         .await
         .context("nats.url")?;
+    tokio::spawn(shared_usage::run(Arc::clone(policy), nats.clone(), background.clone()));
     tokio::spawn(revocation::follow(Arc::clone(&revoked), nats, background.clone()));
     tokio::spawn(rate_limit::sweep_regularly(Arc::clone(policy), background.clone()));
     let upstreams = Arc::new(Upstreams::new(&config.upstreams));

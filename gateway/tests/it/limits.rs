@@ -185,3 +185,48 @@ async fn concurrent_requests_of_one_http2_connection_are_bounded() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn replicas_share_one_quota() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = crate::support::start_nats(folder.path().to_owned()).await;
+    let (issuer, upstream) = (Issuer::start().await, Upstream::start().await);
+    let url = nats.url();
+    let settings = [
+        ("NATS__URL", &*url),
+        ("NATS__USER", "gateway"),
+        ("NATS__PASSWORD", "g"),
+        ("RATE_LIMITS__READ", "{requests=30,window_seconds=3600}"),
+    ];
+    let one = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let other = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let get = async |gateway: &Gateway, user| {
+        let request = gateway
+            .http2()
+            .get(gateway.url("/api/me"))
+            .bearer_auth(issuer.token(user));
+        let answer = request.send().await.unwrap();
+        let left = answer.headers()["ratelimit"].to_str().unwrap().to_owned();
+        (answer.status().as_u16(), left)
+    };
+    // Both are connected once one hears of what the other let through.
+    for (gateway, heard) in [(&one, &other), (&other, &one)] {
+        eventually("the replicas to hear each other", async || {
+            get(gateway, 1).await;
+            let (_, left) = get(heard, 1).await;
+            let left: u32 = left.split(['=', ';']).nth(2)?.parse().ok()?;
+            (left < 27).then_some(())
+        })
+        .await;
+    }
+    let mut passed = 0;
+    while get(&one, 7).await.0 == 200 {
+        passed += 1;
+    }
+    assert_eq!(passed, 30);
+    eventually("the other replica to know", async || {
+        (get(&other, 7).await.0 == 429).then_some(())
+    })
+    .await;
+    assert_eq!(get(&other, 8).await.0, 200);
+}

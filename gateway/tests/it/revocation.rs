@@ -8,7 +8,7 @@ use fechatter_core::events::{Event, EventType, STREAM, SUBJECTS, SessionRevokedE
 use time::OffsetDateTime;
 
 use crate::support::issuer::claims;
-use crate::support::{Gateway, Issuer, Upstream, eventually, problem};
+use crate::support::{Gateway, Issuer, Upstream, eventually, problem, start_nats};
 
 #[tokio::test]
 async fn tokens_of_an_ended_session_are_refused_within_a_second() {
@@ -100,22 +100,4 @@ async fn tokens_of_an_ended_session_are_refused_within_a_second() {
     drop(nats);
     eventually("the interruption to show", async || following(" 0").await).await;
     assert_eq!(get(&token).await.status(), 401, "what is known stays known");
-}
-
-/// A server whose users may do what they may on the running platform.
-async fn start_nats(folder: std::path::PathBuf) -> dev::nats::Server {
-    let options = dev::nats::Options {
-        data: folder.join("data"),
-        port: dev::ports::free().unwrap(),
-        log: folder.join("nats.log"),
-        users: vec![
-            ("chat".to_owned(), "c".to_owned()),
-            ("gateway".to_owned(), "g".to_owned()),
-        ],
-        sync_always: false,
-    };
-    tokio::task::spawn_blocking(|| dev::nats::Server::start(options))
-        .await
-        .unwrap()
-        .unwrap()
 }

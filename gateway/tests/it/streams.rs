@@ -1,7 +1,11 @@
 //! Event streams: at once, for long, and gone when the client is.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
+use crate::support::raw::Raw;
 use crate::support::{Gateway, Issuer, Reply, Upstream, eventually, problem};
 
 async fn streaming(pause: Duration, count: usize) -> (Gateway, Upstream, Issuer) {
@@ -13,35 +17,25 @@ async fn streaming(pause: Duration, count: usize) -> (Gateway, Upstream, Issuer)
 }
 
 #[tokio::test]
-async fn each_event_arrives_when_it_is_sent() {
-    let pause = Duration::from_millis(250);
-    let (gateway, _upstream, issuer) = streaming(pause, 6).await;
+async fn each_event_arrives_before_the_next_is_sent() {
+    let issuer = Issuer::start().await;
+    let permits = Arc::new(Semaphore::new(0));
+    let told = Arc::clone(&permits);
+    let upstream = Upstream::with(move |_| Reply::EventsWhenTold(Arc::clone(&told))).await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
     for client in [gateway.http1(), gateway.http2()] {
-        let started = Instant::now();
-        let mut answer = client
-            .get(gateway.url("/events"))
-            .bearer_auth(issuer.token(7))
-            .send()
-            .await
-            .unwrap();
+        // The head waits for no event, and no event for another: each is sent when the one before has arrived.
+        let request = client.get(gateway.url("/events")).bearer_auth(issuer.token(7));
+        let mut answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 200);
-        assert!(started.elapsed() < pause, "the head waits for no event");
-        let mut seen = Vec::new();
-        while let Some(chunk) = answer.chunk().await.unwrap() {
-            if chunk.is_empty() {
-                continue;
+        for _ in 0..6 {
+            permits.add_permits(1);
+            let mut event = Vec::new();
+            while event.len() < 9 {
+                event.extend(answer.chunk().await.unwrap().unwrap());
             }
-            let number = u32::try_from(seen.len() + 1).unwrap();
-            let due = pause * number;
-            let late = started.elapsed().saturating_sub(due);
-            assert!(late < Duration::from_millis(200), "event {number} came {late:?} late");
-            seen.push(String::from_utf8(chunk.to_vec()).unwrap());
+            assert_eq!(event, b"data: x\n\n");
         }
-        assert_eq!(
-            seen.concat(),
-            "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\ndata: 4\n\ndata: 5\n\n"
-        );
-        assert_eq!(seen.len(), 6, "no event waits for another");
     }
 }
 
@@ -107,4 +101,42 @@ async fn a_ticket_passes_unlogged_and_nothing_is_401() {
     gateway.access_line(&id).await;
     let log = gateway.log();
     assert!(!log.contains("t1cket-of-nobody"), "{log}");
+}
+
+#[tokio::test]
+async fn a_web_socket_passes_both_ways_and_ends_with_its_client() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|_| Reply::Echo).await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
+    let mut socket = Raw::connect(&gateway).await;
+    let upgrade = format!(
+        "GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        issuer.token(7)
+    );
+    socket.send(upgrade.as_bytes()).await;
+    let head = socket.until(b"\r\n\r\n").await;
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    assert_eq!(upstream.open_streams(), 1);
+    // Frames of bytes that would be bad requests, one by one and many at once.
+    for frame in [&b"\x81\x05hello\n"[..], b"GET / HTTP/1.1\n\n\n", &[0xff; 4_000]] {
+        let marked = [frame, b"<end>"].concat();
+        socket.send(&marked).await;
+        assert_eq!(socket.until(b"<end>").await, marked);
+    }
+    drop(socket);
+    eventually("the upstream to hear of the end", async || {
+        (upstream.open_streams() == 0).then_some(())
+    })
+    .await;
+
+    // Routes that are no streams do not change protocols.
+    let mut other = Raw::connect(&gateway).await;
+    other.send(upgrade.replace("/events", "/api/me").as_bytes()).await;
+    let head = other.until(b"\r\n").await;
+    assert!(
+        !head.starts_with(b"HTTP/1.1 101 "),
+        "{}",
+        String::from_utf8_lossy(&head)
+    );
 }

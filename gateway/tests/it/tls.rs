@@ -108,6 +108,57 @@ async fn the_certificate_is_chosen_by_server_name() {
     );
 }
 
+#[tokio::test]
+async fn a_certificate_swapped_under_load_fails_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        ("TLS__RELOAD_SECONDS", "1"),
+        ("RATE_LIMITS__READ", "{requests=1000000,window_seconds=1}"),
+    ];
+    let setup = setup(&settings).await;
+    // One authority for all certificates, so that clients trust each of them.
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::new(params, authority_key);
+    let swap = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = names.signed_by(&key, &issuer).unwrap();
+        let place = setup.gateway.folder.path();
+        for (name, text) in [("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            std::fs::rename(folder.path().join(name), place.join(name)).unwrap();
+        }
+    };
+    let reloads = || setup.gateway.log().matches("certificates reloaded").count();
+    swap();
+    eventually("the first certificate of our authority", async || {
+        (reloads() == 1).then_some(())
+    })
+    .await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der().clone()).unwrap();
+    let mut config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let config = trusting_only_full(config);
+    let mut served = 0;
+    for round in 2..5 {
+        swap();
+        while reloads() < round {
+            let mut raw = Raw::connect_with(&setup.gateway, config.clone()).await.unwrap();
+            raw.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .await;
+            assert_eq!(raw.answer().await.status(), Some(200));
+            served += 1;
+        }
+    }
+    assert!(served > 10, "{served}");
+}
+
 /// The same trust without remembered sessions, which need no certificate.
 fn trusting_only_full(mut config: rustls::ClientConfig) -> rustls::ClientConfig {
     config.resumption = rustls::client::Resumption::disabled();

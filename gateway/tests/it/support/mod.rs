@@ -59,3 +59,21 @@ pub async fn problem(answer: reqwest::Response, status: u16, code: &str) -> serd
     assert_eq!(body["request_id"], id.as_str(), "{body}");
     body
 }
+
+/// A NATS server whose users may do what they may on the running platform.
+pub async fn start_nats(folder: std::path::PathBuf) -> dev::nats::Server {
+    let options = dev::nats::Options {
+        data: folder.join("data"),
+        port: dev::ports::free().unwrap(),
+        log: folder.join("nats.log"),
+        users: vec![
+            ("chat".to_owned(), "c".to_owned()),
+            ("gateway".to_owned(), "g".to_owned()),
+        ],
+        sync_always: false,
+    };
+    tokio::task::spawn_blocking(|| dev::nats::Server::start(options))
+        .await
+        .unwrap()
+        .unwrap()
+}

@@ -84,6 +84,23 @@ impl Raw {
         let _ = self.stream.flush().await;
     }
 
+    /// Everything up to and with `end`, or until the gateway closes; nothing is read beyond a whole read that holds it.
+    pub async fn until(&mut self, end: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4_096];
+        let reading = async {
+            while !bytes.windows(end.len()).any(|window| window == end) {
+                match self.stream.read(&mut chunk).await {
+                    Ok(read @ 1..) => bytes.extend_from_slice(&chunk[..read]),
+                    _ => return,
+                }
+            }
+        };
+        let read = tokio::time::timeout(Duration::from_secs(10), reading).await;
+        assert!(read.is_ok(), "only {:?}", String::from_utf8_lossy(&bytes));
+        bytes
+    }
+
     /// Everything until the gateway closes.
     pub async fn rest(&mut self) -> String {
         let mut bytes = Vec::new();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,10 @@ pub enum Reply {
     BytesAndClose(Vec<u8>),
     /// A stream of events, each after the given pause, until the gateway leaves or the list ends.
     Events(Vec<(Duration, String)>),
+    /// A stream of events, each when the semaphore gives a permit, until the gateway leaves.
+    EventsWhenTold(Arc<Semaphore>),
+    /// Another protocol: whatever comes is sent back, until the gateway leaves.
+    Echo,
     /// No answer, until the gateway leaves.
     Silence,
 }
@@ -183,6 +188,8 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
                 return;
             }
             Reply::Events(events) => return send_events(stream, events, &shared).await,
+            Reply::Echo => return echo(stream, &shared).await,
+            Reply::EventsWhenTold(permits) => return send_when_told(stream, &permits).await,
         }
     }
 }
@@ -208,6 +215,30 @@ async fn send_events(mut stream: TcpStream, events: Vec<(Duration, String)>, sha
         _ = reader.read(&mut scrap) => {}
     }
     shared.streams.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn echo(mut stream: TcpStream, shared: &Shared) {
+    shared.streams.fetch_add(1, Ordering::SeqCst);
+    let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let _ = stream.write_all(head.as_bytes()).await;
+    let mut room = vec![0; 4_096];
+    while let Ok(read @ 1..) = stream.read(&mut room).await {
+        if stream.write_all(&room[..read]).await.is_err() {
+            break;
+        }
+    }
+    shared.streams.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn send_when_told(mut stream: TcpStream, permits: &Semaphore) {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let _ = stream.write_all(head.as_bytes()).await;
+    while let Ok(permit) = permits.acquire().await {
+        permit.forget();
+        if stream.write_all(b"9\r\ndata: x\n\n\r\n").await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, shared: &Shared) -> Option<Recorded> {
