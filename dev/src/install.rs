@@ -115,6 +115,15 @@ fn ensure(needs: &[Need], say: &dyn Fn(&str)) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Installs the Debian package that brings `program`, unless it is there.
+pub fn package(program: &str, package: &str, why: &str, say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    if on_path(program) {
+        return Ok(());
+    }
+    say(&format!("missing: {program} ({why}): installing {package}"));
+    install_packages(&[package])
+}
+
 fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     let commands = format!(
         "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {}",

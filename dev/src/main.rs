@@ -2,6 +2,7 @@
 
 mod cargo;
 mod drill;
+mod edge;
 mod lines;
 mod openapi;
 mod schemathesis;
@@ -37,6 +38,8 @@ enum Command {
     Openapi(openapi::Args),
     /// Tests the API from its own description, with requests that Schemathesis makes up.
     Schemathesis(schemathesis::Args),
+    /// Examines the gateway with slowhttptest, sslyze and, where Go is, h2spec.
+    Edge(edge::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),
         Command::Schemathesis(args) => schemathesis::run(&args),
+        Command::Edge(args) => edge::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

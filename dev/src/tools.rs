@@ -99,6 +99,9 @@ impl PythonProgram {
     }
 }
 
+/// Version of sslyze, for `cargo dev edge`.
+pub const SSLYZE: &str = "6.3.1";
+
 /// Version of Schemathesis, for `cargo dev schemathesis`.
 pub const SCHEMATHESIS: &str = "4.32.5";
 
