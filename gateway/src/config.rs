@@ -46,8 +46,6 @@ pub struct Config {
     pub addresses: Addresses,
     /// Folder whose files are answered below `/.well-known/acme-challenge/` on the plain HTTP port.
     pub acme_challenges: Option<PathBuf>,
-    /// Unix socket by which a new process takes over this one's listeners (`gateway --upgrade`).
-    pub upgrade_socket: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -71,7 +69,6 @@ impl Default for Config {
             hosts: Vec::new(),
             addresses: Addresses::default(),
             acme_challenges: None,
-            upgrade_socket: None,
         }
     }
 }

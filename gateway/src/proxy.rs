@@ -236,12 +236,16 @@ impl ProxyHttp for Edge {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         context.body_ended |= end;
+        if session.as_downstream().was_upgraded() {
+            // Another protocol, no body.
+            return Ok(());
+        }
         let max = context.route.map_or(0, |route| route.body_bytes_max);
         body::count(&mut context.body_bytes, body.as_ref().map_or(0, Bytes::len), max)
     }

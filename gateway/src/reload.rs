@@ -79,7 +79,7 @@ fn load(file: Option<&Path>) -> Result<Config, Vec<String>> {
 /// Settings that are sockets, connections or sizes made at a start.
 fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     type Text = fn(&Config) -> String;
-    let settings: [(&'static str, Text); 12] = [
+    let settings: [(&'static str, Text); 11] = [
         ("listen", |c| c.listen.to_string()),
         ("redirect_listen", |c| c.redirect_listen.to_string()),
         ("admin_listen", |c| c.admin_listen.to_string()),
@@ -97,7 +97,6 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("limits.http2_streams", |c| c.limits.http2_streams.to_string()),
         ("log", |c| format!("{:?}", c.log)),
         ("drain", |c| format!("{:?}", c.drain)),
-        ("upgrade_socket", |c| format!("{:?}", c.upgrade_socket)),
     ];
     let changed = settings.iter().filter(|(_, text)| text(old) != text(new));
     changed.map(|(name, _)| *name).collect()

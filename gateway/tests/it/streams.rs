@@ -36,6 +36,12 @@ async fn each_event_arrives_before_the_next_is_sent() {
             }
             assert_eq!(event, b"data: x\n\n");
         }
+        drop((answer, client));
+        // It would take the next one's permits.
+        eventually("the stream to end", async || {
+            (upstream.open_streams() == 0).then_some(())
+        })
+        .await;
     }
 }
 

@@ -236,7 +236,7 @@ async fn an_upstream_that_only_fails_rests_and_comes_back() {
         }
     })
     .await;
-    let settings = [("UPSTREAMS__BREAK_AFTER", "3"), ("UPSTREAMS__BREAK_MS", "300")];
+    let settings = [("UPSTREAMS__BREAK_AFTER", "3"), ("UPSTREAMS__BREAK_MS", "3000")];
     let gateway = Gateway::start(&issuer, &[&upstream], &settings).await;
     let client = gateway.http2();
     let get = async || client.get(gateway.url("/openapi.json")).send().await.unwrap();

@@ -189,7 +189,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             }
             Reply::Events(events) => return send_events(stream, events, &shared).await,
             Reply::Echo => return echo(stream, &shared).await,
-            Reply::EventsWhenTold(permits) => return send_when_told(stream, &permits).await,
+            Reply::EventsWhenTold(permits) => return send_when_told(stream, &permits, &shared).await,
         }
     }
 }
@@ -230,15 +230,25 @@ async fn echo(mut stream: TcpStream, shared: &Shared) {
     shared.streams.fetch_sub(1, Ordering::SeqCst);
 }
 
-async fn send_when_told(mut stream: TcpStream, permits: &Semaphore) {
+async fn send_when_told(mut stream: TcpStream, permits: &Semaphore, shared: &Shared) {
+    shared.streams.fetch_add(1, Ordering::SeqCst);
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let _ = stream.write_all(head.as_bytes()).await;
-    while let Ok(permit) = permits.acquire().await {
-        permit.forget();
-        if stream.write_all(b"9\r\ndata: x\n\n\r\n").await.is_err() {
-            return;
+    let (mut reader, mut writer) = stream.split();
+    let sending = async {
+        while let Ok(permit) = permits.acquire().await {
+            permit.forget();
+            if writer.write_all(b"9\r\ndata: x\n\n\r\n").await.is_err() {
+                return;
+            }
         }
+    };
+    let mut scrap = [0; 64];
+    tokio::select! {
+        () = sending => {}
+        _ = reader.read(&mut scrap) => {}
     }
+    shared.streams.fetch_sub(1, Ordering::SeqCst);
 }
 
 async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, shared: &Shared) -> Option<Recorded> {
