@@ -3,6 +3,7 @@
 mod authorisation;
 mod client;
 mod collector;
+mod collector_away;
 mod coverage;
 mod flow;
 mod rules;
