@@ -87,6 +87,8 @@ fn tls(platform: &Platform) -> anyhow::Result<Vec<String>> {
     let file = folder.path().join("sslyze.json");
     let output = program
         .command()
+        .args(["--sslv2", "--sslv3", "--tlsv1", "--tlsv1_1", "--tlsv1_2", "--tlsv1_3"])
+        .args(["--heartbleed", "--openssl_ccs", "--compression", "--reneg", "--robot", "--early_data"])
         .arg("--json_out")
         .arg(&file)
         .arg(format!("localhost:{}", platform.ports().gateway))
@@ -282,7 +284,7 @@ fn http2(platform: &Platform, go: &str) -> anyhow::Result<Vec<String>> {
             folder.display()
         ));
         let status = Command::new(go)
-            .args(["install", &format!("github.com/summerwind/h2spec/cmd/h2spec@v{H2SPEC}")])
+            .args(["install", &format!("github.com/summerwind/h2spec/cmd/h2spec@v{H2SPEC}+incompatible")])
             .env("GOBIN", &folder)
             .status()?;
         if !status.success() {
@@ -317,4 +319,4 @@ fn http2(platform: &Platform, go: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// Version of h2spec.
-const H2SPEC: &str = "2.6.0";
+const H2SPEC: &str = "2.2.1";
