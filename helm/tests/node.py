@@ -18,6 +18,7 @@ import struct
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -87,18 +88,12 @@ class Pod:
     def probe(self, which):
         """Status and body of the rendered probe's request."""
         container = self.spec["containers"][0]
-        get = container[which]["httpGet"]
-        port = get["port"]
+        wanted = container[which]["httpGet"]
+        port = wanted["port"]
         if isinstance(port, str):
             port = next(p["containerPort"] for p in container["ports"] if p["name"] == port)
-        url = f"{get.get('scheme', 'HTTP').lower()}://{self.address}:{port}{get['path']}"
-        try:
-            with urllib.request.urlopen(url, timeout=container[which].get("timeoutSeconds", 1)) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as refusal:
-            return refusal.code, refusal.read().decode()
-        except OSError as error:
-            return 0, str(error)
+        url = f"{wanted.get('scheme', 'HTTP').lower()}://{self.address}:{port}{wanted['path']}"
+        return get(url, container[which].get("timeoutSeconds", 1))
 
     def until_ready(self):
         """Waits as long as the rendered startup probe would, then for readiness."""
@@ -110,6 +105,17 @@ class Pod:
 
     def tail(self):
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+
+def get(url, timeout=2):
+    """Status and body; 0 when there is no answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, refusal.read().decode()
+    except OSError as error:
+        return 0, str(error)
 
 
 def until(seconds, what, ready, pod=None):

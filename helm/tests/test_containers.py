@@ -46,13 +46,28 @@ class Containers(unittest.TestCase):
         done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout), (0, ""))
         text = (ROOT / "Dockerfile").read_text()
-        for folder in yaml_workspace():
+        for folder in crates():
             self.assertIn(f"!{folder}\n", (ROOT / ".dockerignore").read_text())
         for program in ("migrations", *BINARY.values()):
             self.assertIn(f"--package {program}", text)
         self.assertIn("USER 10001:10001", text)
         version = re.search(r'channel = "([\d.]+)"', (ROOT / "rust-toolchain.toml").read_text())[1]
         self.assertIn(f"FROM rust:{version}-", text)
+
+    def test_what_the_build_reads_is_in_its_context(self):
+        lines = (ROOT / ".dockerignore").read_text().splitlines()
+        self.assertIn("*", lines)
+        allowed = [ROOT / line[1:] for line in lines if line.startswith("!")]
+        self.assertEqual([str(path) for path in allowed if not path.exists()], [])
+        read = {ROOT / name for name in ("Cargo.lock", "rust-toolchain.toml", ".sqlx", ".cargo/config.toml")}
+        for folder in crates():
+            read.add(ROOT / folder / "Cargo.toml")
+            for source in (ROOT / folder).rglob("*.rs"):
+                for found in re.findall(r'include_(?:str|bytes)!\("([^"]+)"', source.read_text()):
+                    read.add((source.parent / found).resolve())
+        self.assertGreater(len(read), 10)
+        missing = [str(path) for path in read if not any(path == top or top in path.parents for top in allowed)]
+        self.assertEqual(missing, [])
 
     def test_the_composition(self):
         composition = interpolated(recipe())
@@ -98,7 +113,7 @@ class Containers(unittest.TestCase):
                 self.assertIn('"starting"', first)
 
 
-def yaml_workspace():
+def crates():
     """Folders of the workspace's crates."""
     text = (ROOT / "Cargo.toml").read_text()
     return re.findall(r'"([\w/]+)"', re.search(r"members = \[(.*?)\]", text, re.S)[1])

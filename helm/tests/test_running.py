@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,10 @@ PREFIX = {name: f"FECHATTER_{name.upper()}__" for name in SERVICES}
 DEPENDENT = {("stream", "heartbeat_max_seconds"), ("batch", "backlog_max_events")}
 
 # Nobody wants to wait for load balancers here.
-QUICK = {"gateway": {"drain": {"delaySeconds": 1, "timeoutSeconds": 5, "streamSpreadSeconds": 1}}}
+QUICK = {
+    "gateway": {"drain": {"delaySeconds": 1, "timeoutSeconds": 5, "streamSpreadSeconds": 1}},
+    **{name: {"drainDelaySeconds": 2, "drainSeconds": 2} for name in ("chat", "notify", "indexer")},
+}
 
 
 def conversation(folder):
@@ -33,8 +37,16 @@ def conversation(folder):
     assert test.wait(120) == 0, test.tail() + "\n" + "\n".join(release.pods[name].tail() for name in SERVICES)
     print(test.log.read_text(), end="")
     for name in ("gateway", "notify", "indexer", "chat"):
-        code = release.pods[name].terminate()
-        assert code == 0, f"{name} ended with {code}\n{release.pods[name].tail()}"
+        pod = release.pods[name]
+        os.kill(pod.process, signal.SIGTERM)
+        node.until(5, f"{name} to say that it ends", lambda: pod.probe("readinessProbe")[0] == 503 or None)
+        if name != "gateway":
+            # The gateway is told, too, and whoever asks nevertheless is served.
+            port = next(p["containerPort"] for p in pod.spec["containers"][0]["ports"] if p["name"] == "http")
+            assert node.get(f"http://127.0.0.1:{port}/health/simple")[0] == 503, name
+            assert node.get(f"http://127.0.0.1:{port}/no/such/path")[0] == 404, name
+        code = pod.wait(pod.spec["terminationGracePeriodSeconds"])
+        assert code == 0, f"{name} ended with {code}\n{pod.tail()}"
         text = release.pods[name].log.read_text()
         assert all(json.loads(line) for line in text.splitlines()), "a line that is no JSON"
         assert "Read-only file system" not in text, f"{name} writes on its root"

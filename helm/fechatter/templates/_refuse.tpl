@@ -74,6 +74,11 @@ What values.schema.json cannot say: values that contradict each other or lack a 
 {{- if eq (int $v.gateway.service.httpsPort) (int $v.gateway.service.httpPort) -}}
 {{- $faults = append $faults "gateway.service.httpPort: must differ from httpsPort" -}}
 {{- end -}}
+{{- range $switch, $files := dict "prometheusRule" "files/rules/*.yaml" "dashboards" "files/dashboards/*.json" -}}
+{{- if and (index $v.monitoring $switch).enabled (not ($.Files.Glob $files)) -}}
+{{- $faults = append $faults (printf "monitoring.%s.enabled: this chart was packaged without %s; set it to false" $switch $files) -}}
+{{- end -}}
+{{- end -}}
 {{- if $faults -}}
 {{- fail (printf "\n\n  * %s\n" (join "\n  * " $faults)) -}}
 {{- end -}}
