@@ -1,6 +1,7 @@
 """The chart as the tests see it: rendered by the real Helm engine, as objects."""
 
 import copy
+import functools
 import pathlib
 
 import helm_python
@@ -26,10 +27,15 @@ def at(path, value):
     return value
 
 
+@functools.cache
+def loaded():
+    """The chart, read once."""
+    return helm_python.Chart.load(CHART)
+
+
 def files(values, name="fechatter", namespace="chat"):
     """The text of each rendered template."""
-    with helm_python.Chart.load(CHART) as chart:
-        return chart.render(values=values, name=name, namespace=namespace, revision=1)
+    return loaded().render(values=values, name=name, namespace=namespace, revision=1)
 
 
 def objects(values, **release):

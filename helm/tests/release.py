@@ -92,9 +92,10 @@ class Release:
         return self.node.run(name or component, self.specs[component], program, address=address)
 
     def start_services(self):
-        for component in ("chat", "notify", "indexer", "gateway"):
+        order = ("chat", "notify", "indexer", "gateway")
+        for component in order:
             self.start(component)
-        for component in SERVICES:
+        for component in order:
             self.pods[component].until_ready()
 
     def sql(self, statement):

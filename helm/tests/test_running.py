@@ -9,6 +9,8 @@ import sys
 import tempfile
 import unittest
 
+import helm_python
+
 import node
 from chart import CHART, EXAMPLES, SERVICES, merge, objects, pods
 from release import BINARIES, BINARY, Release, made_secrets
@@ -62,6 +64,26 @@ def bounds(schema, path=()):
             yield (*path, key), value["minimum"], value["maximum"]
 
 
+def with_settings(name, chosen):
+    """The pod of a service with these settings; those that the schema refuses as the template would write them."""
+    settings = {}
+    for path, value in chosen.items():
+        inner = settings
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
+    try:
+        return pods(objects(merge(EXAMPLES["small"], {name: {"settings": settings}})))[name][1]
+    except helm_python.HelmError:
+        spec = pods(objects(EXAMPLES["small"]))[name][1]
+    for section, keys in settings.items():
+        for key, value in keys.items() if isinstance(keys, dict) else ():
+            inner = ", ".join(f"{of} = {number}" for of, number in value.items()) if isinstance(value, dict) else ""
+            text = "{" + inner + "}" if isinstance(value, dict) else str(value)
+            spec["containers"][0]["env"].append({"name": f"{PREFIX[name]}{section}__{key}".upper(), "value": text})
+    return spec
+
+
 class Running(unittest.TestCase):
     def test_a_release_starts_serves_and_ends(self):
         if os.environ.get("FECHATTER_WITHOUT_NAMESPACES"):
@@ -101,32 +123,8 @@ class Running(unittest.TestCase):
                         self.assertTrue(any(f"{'.'.join(path)}: " in line for line in said), f"{path} was not refused: {said}")
 
     def complaints(self, name, chosen):
-        """What a process says about settings as the chart renders them."""
-        settings = {}
-        for path, value in chosen.items():
-            inner = settings
-            for key in path[:-1]:
-                inner = inner.setdefault(key, {})
-            inner[path[-1]] = value
-        # Past the schema, which is what is checked: the template alone.
-        import helm_python
-
-        with helm_python.Chart.load(CHART) as chart:
-            values = merge(EXAMPLES["small"], {name: {"settings": settings}})
-            try:
-                chart.validate_schema(chart.merge_values(values))
-                rendered = pods(objects(values))[name][1]
-            except helm_python.HelmError:
-                rendered = pods(objects(EXAMPLES["small"]))[name][1]
-                rendered["containers"][0]["env"] += [
-                    {"name": PREFIX[name] + "__".join(path).upper(), "value": str(value)}
-                    for path, value in chosen.items()
-                    if len(path) < 3
-                ]
-                tables = {path[:-1] for path in chosen if len(path) == 3}
-                for table in tables:
-                    inner = ", ".join(f"{path[-1]} = {value}" for path, value in chosen.items() if path[:-1] == table)
-                    rendered["containers"][0]["env"].append({"name": PREFIX[name] + "__".join(table).upper(), "value": "{" + inner + "}"})
+        """What a process says about settings, given by their paths, as the chart renders them."""
+        rendered = with_settings(name, chosen)
         with tempfile.TemporaryDirectory(prefix="fechatter-") as folder:
             folder = pathlib.Path(folder)
             secrets = made_secrets(folder)
