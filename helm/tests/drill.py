@@ -260,7 +260,8 @@ def rolling(folder):
     gaps = sum(listener.kinds["gap"] for listener in listeners)
     refused = [refusal for listener in listeners for refusal in listener.refused]
     stored = int(release.sql(f"SELECT count(*) FROM messages WHERE chat_id = {chat}"))
-    searched = lambda: people[0].call("GET", "/api/search/messages?q=drill&limit=1")["estimated_total"]
+    # Search may be away until the gateway has found the restarted indexer.
+    searched = lambda: (people[0].request("GET", "/api/search/messages?q=drill&limit=1")[1] or {}).get("estimated_total", 0)
     node.until(60, "the index to hold every message", lambda: searched() >= len(sent) or None)
     say(
         f"{load.requests} requests, {len(load.failed)} failed; {sum(p.repeated for p in people)} repeated on a fresh connection; "
