@@ -88,7 +88,14 @@ fn tls(platform: &Platform) -> anyhow::Result<Vec<String>> {
     let output = program
         .command()
         .args(["--sslv2", "--sslv3", "--tlsv1", "--tlsv1_1", "--tlsv1_2", "--tlsv1_3"])
-        .args(["--heartbleed", "--openssl_ccs", "--compression", "--reneg", "--robot", "--early_data"])
+        .args([
+            "--heartbleed",
+            "--openssl_ccs",
+            "--compression",
+            "--reneg",
+            "--robot",
+            "--early_data",
+        ])
         .arg("--json_out")
         .arg(&file)
         .arg(format!("localhost:{}", platform.ports().gateway))
@@ -284,7 +291,10 @@ fn http2(platform: &Platform, go: &str) -> anyhow::Result<Vec<String>> {
             folder.display()
         ));
         let status = Command::new(go)
-            .args(["install", &format!("github.com/summerwind/h2spec/cmd/h2spec@v{H2SPEC}+incompatible")])
+            .args([
+                "install",
+                &format!("github.com/summerwind/h2spec/cmd/h2spec@v{H2SPEC}+incompatible"),
+            ])
             .env("GOBIN", &folder)
             .status()?;
         if !status.success() {
