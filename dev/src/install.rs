@@ -56,6 +56,22 @@ const OBSERVABILITY: [Need; 1] = [Need {
     present: || on_path("promtool") && on_path("prometheus"),
 }];
 
+/// What the platform is measured beside.
+const PEERS: [Need; 2] = [
+    Need {
+        what: "nginx",
+        why: "the upstream of the proxies that are measured, and one of them",
+        packages: &["nginx-light"],
+        present: || on_path("nginx") || Path::new("/usr/sbin/nginx").is_file(),
+    },
+    Need {
+        what: "HAProxy",
+        why: "measured beside our gateway",
+        packages: &["haproxy"],
+        present: || on_path("haproxy") || Path::new("/usr/sbin/haproxy").is_file(),
+    },
+];
+
 fn on_path(program: &str) -> bool {
     Command::new("sh")
         .args(["-c", &format!("command -v {program}")])
@@ -68,6 +84,11 @@ fn has_pip() -> bool {
         .args(["-m", "pip", "--version"])
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// Installs what the platform is measured beside.
+pub fn peers(say: &dyn Fn(&str)) -> anyhow::Result<()> {
+    ensure(&PEERS, say)
 }
 
 /// Installs what is missing; when it may not, the error holds the commands that will.
@@ -141,8 +162,11 @@ fn install_packages(packages: &[&str]) -> anyhow::Result<()> {
     let quiet_cluster = "mkdir -p /etc/postgresql-common && \
         [ -e /etc/postgresql-common/createcluster.conf ] || \
         echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
+    // Debian starts what it installs: web servers on port 80, which nobody asked for either.
+    let quiet_services = "policy=/usr/sbin/policy-rc.d; [ -e $policy ] || \
+        { printf '#!/bin/sh\\nexit 101\\n' > $policy && chmod 755 $policy && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }";
     let script = format!(
-        "{one_at_a_time}; {quiet_cluster}; apt-get update -q >&2 && \
+        "{one_at_a_time}; {quiet_cluster}; {quiet_services}; apt-get update -q >&2 && \
          apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold {} >&2",
         packages.join(" ")
     );

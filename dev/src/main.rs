@@ -4,6 +4,7 @@ mod cargo;
 mod drill;
 mod edge;
 mod lines;
+mod load;
 mod openapi;
 mod schemathesis;
 mod sqlx;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Args),
     /// Rehearses a rolling restart or a restore, on a release started from the chart's render.
     Drill(drill::Args),
+    /// Installs what is missing, builds with optimisation, and measures: `cargo dev load send`.
+    Load(load::Args),
     /// Installs what is missing, and nothing else.
     Install,
     /// Renews `.sqlx`, what queries are checked against at build time.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Drill(args) => drill::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),

@@ -68,6 +68,11 @@ impl Server {
         self.options.port
     }
 
+    /// Its process.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.options.port)
     }

@@ -192,6 +192,15 @@ impl Platform {
         self.services.remove(&service);
     }
 
+    /// The process of a part that we started and that has not been stopped.
+    pub fn process_id(&self, part: Part) -> Option<u32> {
+        match part {
+            Part::Service(service) => self.services.get(&service).map(Process::id),
+            Part::Postgres => self.postgres.as_ref().map(postgres::Server::process_id),
+            Part::Nats => self.nats.as_ref().map(nats::Server::process_id),
+        }
+    }
+
     /// Our PostgreSQL, unless an external one is used.
     pub fn postgres(&mut self) -> Option<&mut postgres::Server> {
         self.postgres.as_mut()

@@ -99,6 +99,11 @@ impl Server {
         self.options.port
     }
 
+    /// The postmaster; the other processes are its children.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// URL of the superuser for a database.
     pub fn url(&self, database: &str) -> String {
         let password = self
