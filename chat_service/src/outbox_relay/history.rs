@@ -23,7 +23,7 @@ use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 const LOOK: Duration = Duration::from_millis(50);
 /// Longest time between two examinations of the stream.
 const EXAMINE_EVERY: Duration = Duration::from_secs(30);
-/// Longest time an examination may take.
+/// Longest time a part of an examination may take.
 const EXAMINE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A history that was found valid, and on which connection.
@@ -140,9 +140,9 @@ impl Keeper {
             if is_current && examined.elapsed() < EXAMINE_EVERY {
                 continue;
             }
-            let examination = tokio::time::timeout(EXAMINE_TIMEOUT, self.examine()).await;
+            let examination = self.examine().await;
             examined = Instant::now();
-            match examination.unwrap_or(Err(StreamFault::Timeout)) {
+            match examination {
                 Ok(epoch) => {
                     self.requests.current.send_replace(Some(History {
                         epoch,
@@ -165,8 +165,18 @@ impl Keeper {
         }
     }
 
-    /// Makes sure that there is a stream, that all progress was made in its history, and that it still holds it.
+    /// The valid history; a new one when the stream's is not.
     async fn examine(&mut self) -> Result<Uuid, StreamFault> {
+        if let Some(epoch) = in_time(self.look()).await? {
+            return Ok(epoch);
+        }
+        // What is published from here on would be published again.
+        self.requests.current.send_replace(None);
+        self.begin_anew().await
+    }
+
+    /// Makes sure that there is a stream, that all progress was made in its history, and that it still holds it.
+    async fn look(&mut self) -> Result<Option<Uuid>, StreamFault> {
         stream::check_server(&self.shared.client)?;
         let config = stream::config(&self.shared.config, self.replicas);
         let stream = stream::open(&self.context, &config, !self.is_configured).await?;
@@ -175,27 +185,40 @@ impl Keeper {
             let mut connection = self.shared.pool.acquire().await?;
             OutboxProgress::new(&mut connection).all().await?
         };
-        if let Some(epoch) = stream::valid_epoch(&stream, &progress).await? {
-            return Ok(epoch);
-        }
-        self.begin_anew(&config).await
+        stream::valid_epoch(&stream, &progress).await
     }
 
     /// Decides alone, under a lock, about a new history. Looks again first: another process may have done it.
-    async fn begin_anew(&self, config: &jetstream::stream::Config) -> Result<Uuid, StreamFault> {
-        let mut transaction = self.shared.pool.begin().await?;
+    ///
+    /// Where it begins is looked up before the old one is ended, and may take as long as the outbox is large. Were the time
+    /// for that limited, or spent after the stream was emptied, a large outbox would never get past this point.
+    async fn begin_anew(&self) -> Result<Uuid, StreamFault> {
+        let config = stream::config(&self.shared.config, self.replicas);
+        let mut transaction = in_time(async { Ok(self.shared.pool.begin().await?) }).await?;
         let mut outbox = OutboxProgress::new(&mut transaction);
         outbox.lock_history().await?;
-        let stream = stream::open(&self.context, config, false).await?;
-        let progress: Vec<Progress> = outbox.all().await?;
-        if let Some(epoch) = stream::valid_epoch(&stream, &progress).await? {
+        let look = async {
+            let stream = stream::open(&self.context, &config, false).await?;
+            let progress: Vec<Progress> = outbox.all().await?;
+            let valid = stream::valid_epoch(&stream, &progress).await?;
+            Ok((progress, valid))
+        };
+        let (progress, valid) = in_time(look).await?;
+        if let Some(epoch) = valid {
             return Ok(epoch);
         }
-        let epoch = match stream::unused_epoch(&stream) {
-            Some(epoch) => epoch,
-            None => stream::begin_epoch(&self.context, &stream).await?,
+        let starts = outbox.starts().await?;
+        let begin = async {
+            // Looked at again: the lookup may have taken long.
+            let stream = stream::open(&self.context, &config, false).await?;
+            let epoch = match stream::unused_epoch(&stream) {
+                Some(epoch) => epoch,
+                None => stream::begin_epoch(&self.context, &stream).await?,
+            };
+            let shards = outbox.rewind(epoch, &starts).await?;
+            Ok((epoch, shards))
         };
-        let shards = outbox.rewind(epoch).await?;
+        let (epoch, shards) = in_time(begin).await?;
         transaction.commit().await?;
         let is_first = progress.iter().all(|shard| shard.stream_epoch.is_none());
         if is_first {
@@ -206,4 +229,11 @@ impl Keeper {
         }
         Ok(epoch)
     }
+}
+
+/// Bounds what waits for NATS: a request can be lost with its connection.
+async fn in_time<T>(examination: impl Future<Output = Result<T, StreamFault>>) -> Result<T, StreamFault> {
+    tokio::time::timeout(EXAMINE_TIMEOUT, examination)
+        .await
+        .unwrap_or(Err(StreamFault::Timeout))
 }

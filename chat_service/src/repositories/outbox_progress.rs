@@ -26,6 +26,14 @@ pub struct Progress {
     pub stream_sequence: i64,
 }
 
+/// Where a history begins in a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    pub shard: i16,
+    /// The events after it are published.
+    pub position: i64,
+}
+
 /// An event that waits to be published.
 #[derive(Debug)]
 pub struct PendingRow {
@@ -161,26 +169,46 @@ impl<'c> OutboxProgress<'c> {
         Ok(())
     }
 
-    /// Begins the history `epoch` for every shard that is not in it: everything the outbox still holds is pending again.
-    /// Returns how many shards were rewound.
+    /// Where a new history begins in each shard: before the oldest event that the outbox still holds.
+    ///
+    /// Looks through the whole outbox, which may take minutes: ask before the old history ends. What is appended later
+    /// does not change the answer, and [`Self::lock_history`] keeps partitions from being dropped.
     ///
     /// Partitions go by time and positions by commit, so that around a midnight a dropped partition can leave a hole
     /// behind its neighbour's first rows. Only what follows the last hole is kept in order; what precedes it is older
     /// than `keep_days` and than the stream's own age limit.
-    pub async fn rewind(&mut self, epoch: Uuid) -> Result<u64, sqlx::Error> {
+    pub async fn starts(&mut self) -> Result<Vec<Start>, sqlx::Error> {
+        sqlx::query_as!(
+            Start,
+            r#"
+            SELECT s.shard AS "shard!",
+                   coalesce(
+                       (SELECT max(o.position) - 1 FROM outbox AS o
+                        WHERE o.shard = s.shard AND NOT EXISTS (
+                            SELECT 1 FROM outbox AS before
+                            WHERE before.shard = o.shard AND before.position = o.position - 1)),
+                       s.last_position) AS "position!"
+            FROM outbox_shards AS s
+            "#
+        )
+        .fetch_all(&mut *self.0)
+        .await
+    }
+
+    /// Begins the history `epoch` for every shard that is not in it, after `starts`. Returns how many shards were rewound.
+    pub async fn rewind(&mut self, epoch: Uuid, starts: &[Start]) -> Result<u64, sqlx::Error> {
+        let (shards, positions): (Vec<i16>, Vec<i64>) =
+            starts.iter().map(|start| (start.shard, start.position)).unzip();
         let done = sqlx::query!(
             r#"
             UPDATE outbox_progress AS p
-            SET stream_epoch = $1, stream_sequence = 0, updated_at = now(),
-                published_position = coalesce(
-                    (SELECT max(o.position) - 1 FROM outbox AS o
-                     WHERE o.shard = p.shard AND NOT EXISTS (
-                         SELECT 1 FROM outbox AS before
-                         WHERE before.shard = o.shard AND before.position = o.position - 1)),
-                    (SELECT s.last_position FROM outbox_shards AS s WHERE s.shard = p.shard))
-            WHERE p.stream_epoch IS DISTINCT FROM $1
+            SET stream_epoch = $1, stream_sequence = 0, updated_at = now(), published_position = start.position
+            FROM unnest($2::smallint[], $3::bigint[]) AS start (shard, position)
+            WHERE p.shard = start.shard AND p.stream_epoch IS DISTINCT FROM $1
             "#,
-            epoch
+            epoch,
+            &shards,
+            &positions
         )
         .execute(&mut *self.0)
         .await?;
