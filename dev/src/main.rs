@@ -1,6 +1,7 @@
 //! `cargo dev`: runs the platform, tests it, keeps what is generated current.
 
 mod cargo;
+mod crash;
 mod drill;
 mod edge;
 mod lines;
@@ -33,6 +34,8 @@ enum Command {
     Drill(drill::Args),
     /// Installs what is missing, builds with optimisation, and measures: `cargo dev load send`.
     Load(load::Args),
+    /// Kills every process again and again while people talk, and proves that nothing is lost, doubled or leaked.
+    Crash(crash::Args),
     /// Installs what is missing, and nothing else.
     Install,
     /// Renews `.sqlx`, what queries are checked against at build time.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Drill(args) => drill::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Crash(args) => crash::run(&args),
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),
