@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ("FECHATTER_CRASH_KILLS", kills.as_str()),
     ];
     if let Some(away) = &away {
-        again.push_str(&format!(" --nats-away {away}"));
+        again = format!("{again} --nats-away {away}");
         env.push(("FECHATTER_CRASH_NATS_AWAY", away));
     }
     if args.wipe {
@@ -67,5 +67,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn new_seed() -> anyhow::Result<u64> {
     // Small enough to be typed.
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64 % 1_000_000)
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() % 1_000_000)
 }

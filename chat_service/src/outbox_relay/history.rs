@@ -140,7 +140,7 @@ impl Keeper {
             if is_current && examined.elapsed() < EXAMINE_EVERY {
                 continue;
             }
-            let examination = self.examine().await;
+            let examination = Box::pin(self.examine()).await;
             examined = Instant::now();
             match examination {
                 Ok(epoch) => {
@@ -233,7 +233,8 @@ impl Keeper {
 
 /// Bounds what waits for NATS: a request can be lost with its connection.
 async fn in_time<T>(examination: impl Future<Output = Result<T, StreamFault>>) -> Result<T, StreamFault> {
-    tokio::time::timeout(EXAMINE_TIMEOUT, examination)
+    // On the heap: these futures are large, and rare.
+    tokio::time::timeout(EXAMINE_TIMEOUT, Box::pin(examination))
         .await
         .unwrap_or(Err(StreamFault::Timeout))
 }

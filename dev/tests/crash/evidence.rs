@@ -148,7 +148,7 @@ impl Evidence {
         }
         for (chat, mut seqs) in seqs {
             seqs.sort_unstable();
-            if !seqs.iter().copied().eq(1..=seqs.len() as i64) {
+            if (1..).zip(&seqs).any(|(due, seq)| due != *seq) {
                 verdict
                     .errors
                     .push(format!("seq of chat {chat} is not 1, 2, 3 …: {seqs:?}"));
@@ -307,9 +307,10 @@ mod tests {
     fn good(start: Instant) -> Evidence {
         let second = Duration::from_secs(1);
         let mut evidence = Evidence::default();
+        let mut began = start;
         for seq in 1..=3 {
             let content = Some(format!("text {seq}"));
-            let began = start + second * (seq as u32);
+            began += second;
             evidence.answered.push(Answered {
                 chat: CHAT,
                 id: 100 + seq,

@@ -41,14 +41,14 @@ fn without_nats_sends_are_answered_and_a_destroyed_stream_is_made_again() {
 #[test]
 #[ignore = "takes as long as it is told to; run it by `cargo dev crash`"]
 fn long_form() {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let number = |name: &str| option(name)?.parse::<u64>().ok();
     let seed = number("FECHATTER_CRASH_SEED").expect("FECHATTER_CRASH_SEED is a number");
     let kills = number("FECHATTER_CRASH_KILLS").expect("FECHATTER_CRASH_KILLS is a number");
     let mut plan = Plan::new(seed, usize::try_from(kills).expect("a small number"));
     if let Some(seconds) = number("FECHATTER_CRASH_NATS_AWAY") {
         plan = plan.with_outage(Outage {
             away: Duration::from_secs(seconds),
-            wipe: std::env::var("FECHATTER_CRASH_WIPE").is_ok(),
+            wipe: option("FECHATTER_CRASH_WIPE").is_some(),
         });
     }
     let report = run::run(&plan, &|line| println!("{line}")).unwrap();
@@ -57,4 +57,10 @@ fn long_form() {
         report.verdict.is_clean(),
         "something was lost, doubled or leaked; see above"
     );
+}
+
+/// What `cargo dev crash` was told.
+#[expect(clippy::disallowed_methods, reason = "options of a command, not configuration")]
+fn option(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
