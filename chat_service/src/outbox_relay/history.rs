@@ -17,6 +17,7 @@ use super::Shared;
 use super::backoff::{Backoff, Outage};
 use super::status::{Part, is_connected};
 use super::stream::{self, StreamFault};
+use crate::repositories;
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
 /// How often the connection's state is looked at.
@@ -194,7 +195,7 @@ impl Keeper {
     /// for that limited, or spent after the stream was emptied, a large outbox would never get past this point.
     async fn begin_anew(&self) -> Result<Uuid, StreamFault> {
         let config = stream::config(&self.shared.config, self.replicas);
-        let mut transaction = in_time(async { Ok(self.shared.pool.begin().await?) }).await?;
+        let mut transaction = in_time(async { Ok(repositories::begin(&self.shared.pool).await?) }).await?;
         let mut outbox = OutboxProgress::new(&mut transaction);
         outbox.lock_history().await?;
         let look = async {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::backoff::Outage;
 use super::status::Part;
+use crate::repositories;
 use crate::repositories::outbox_progress::OutboxProgress;
 
 /// How often partitions are looked after.
@@ -68,7 +69,7 @@ async fn poll(shared: &Shared) -> Result<(), sqlx::Error> {
 }
 
 async fn maintain(shared: &Shared) -> Result<i32, sqlx::Error> {
-    let mut transaction = shared.pool.begin().await?;
+    let mut transaction = repositories::begin(&shared.pool).await?;
     let dropped = OutboxProgress::new(&mut transaction)
         .maintain(shared.config.keep_days)
         .await?;

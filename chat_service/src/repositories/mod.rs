@@ -19,6 +19,7 @@ use fechatter_core::events::{EventType, shard_of};
 use serde::Serialize;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use tracing::Instrument;
 
 use crate::error::Error;
 use crate::outbox_relay::Wake;
@@ -54,7 +55,7 @@ impl Store {
     /// Begins a transaction; dropped without [`UnitOfWork::commit`], it is rolled back.
     pub async fn begin(&self) -> Result<UnitOfWork, Error> {
         Ok(UnitOfWork {
-            transaction: self.pool.begin().await?,
+            transaction: begin(&self.pool).await?,
             wake: Arc::clone(&self.wake),
             shard: None,
         })
@@ -66,6 +67,18 @@ impl Store {
             connection: self.pool.acquire().await?,
         })
     }
+}
+
+/// Begins a transaction in a task of its own, which nobody can interrupt.
+///
+/// sqlx 0.9 forgets a `BEGIN` whose future is dropped before the answer (its depth is still 0, so nothing is rolled back)
+/// and gives the connection back inside the transaction: the next statement on it would be answered and never committed.
+/// Requests are dropped whenever a client goes away.
+pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin().await }.in_current_span());
+    // Fails only when the runtime ends.
+    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 /// One transaction.

@@ -386,16 +386,16 @@ mod tests {
         let errors: Count = |verdict| verdict.errors.len();
         let harms: [(&str, Count, Harm); 12] = [
             ("an answered message without a row", losses, |run, _| {
-                drop(run.rows.pop())
+                run.rows.pop();
             }),
             ("an edit that was answered and is gone", losses, |run, _| {
                 run.answered[1].content = Some("edited".to_owned());
             }),
             ("a hole in a stream", losses, |run, _| {
-                drop(run.devices[0].log.remove(1))
+                run.devices[0].log.remove(1);
             }),
             ("a stream that stays behind", losses, |run, _| {
-                drop(run.devices[0].log.pop())
+                run.devices[0].log.pop();
             }),
             ("a passing member who stays behind", losses, |run, _| {
                 run.devices[1].log.pop();
