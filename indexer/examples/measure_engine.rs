@@ -70,6 +70,7 @@ async fn main() -> anyhow::Result<()> {
         folder: folder.path().to_owned(),
         writer_memory: 64_000_000,
         concurrent_searches: 8,
+        min_free: 0,
     })?;
     let (mut random, now) = (Random(0x9E37_79B9_7F4A_7C15), OffsetDateTime::now_utc());
     let started = Instant::now();

@@ -1,77 +1,39 @@
-//! `indexer reindex`.
+//! `indexer reindex` and `indexer consistency`: both ask the running indexer, or work here when none runs.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use indexer::config::Config;
+use indexer::engine::SearchEngine;
+use indexer::services::consistency::{Consistency, Difference, Report};
 use indexer::services::reindex::{Progress, Reindex, State};
 use secrecy::ExposeSecret;
+use serde::de::DeserializeOwned;
 use service_runtime::process::Process;
+use sqlx::PgPool;
 
 const POLL: Duration = Duration::from_millis(500);
 
 /// Has the running indexer rebuild, or rebuilds here when none runs; prints how it goes.
 pub async fn reindex(config: Config, process: Process) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
-    let url = format!("http://{}/reindex", reachable(config.admin_listen));
-    let source = match client.post(&url).send().await {
-        Ok(answer) if answer.status().as_u16() == 202 || answer.status().as_u16() == 409 => {
-            print(&format!("the indexer at {} rebuilds", config.admin_listen));
-            Source::Remote { client, url }
-        }
-        Ok(answer) => anyhow::bail!("{url} answered {}", answer.status()),
-        Err(error) if error.is_connect() => {
-            print(&format!("no indexer runs at {}; rebuilding here", config.admin_listen));
-            Source::Here(start_here(&config, &process).await?)
-        }
-        Err(error) => return Err(error).context("cannot ask the running indexer"),
-    };
-    follow(&source, &process).await
-}
-
-enum Source {
-    Remote { client: reqwest::Client, url: String },
-    Here(std::sync::Arc<Reindex>),
-}
-
-impl Source {
-    async fn progress(&self) -> anyhow::Result<Progress> {
-        match self {
-            Self::Here(reindex) => Ok(reindex.progress()),
-            Self::Remote { client, url } => {
-                let answer = client
-                    .get(url)
-                    .send()
-                    .await
-                    .context("the running indexer does not answer any more")?;
-                answer.json().await.context("an unexpected answer")
-            }
-        }
-    }
-}
-
-/// An address to connect to for one that is listened on.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    if listen.ip().is_unspecified() {
-        SocketAddr::from(([127, 0, 0, 1], listen.port()))
+    let source = if let Some(remote) = Remote::ask(&config, "reindex").await? {
+        print(&format!("the indexer at {} rebuilds", config.admin_listen));
+        Source::Remote(remote)
     } else {
-        listen
-    }
-}
-
-async fn start_here(config: &Config, process: &Process) -> anyhow::Result<std::sync::Arc<Reindex>> {
-    let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
-    let engine = crate::open_engine(config)?;
-    let reindex = Reindex::new(pool, engine, config.reindex.clone(), process.shutdown.clone());
-    reindex.start("asked for by an operator, with no indexer running");
-    Ok(reindex)
-}
-
-async fn follow(source: &Source, process: &Process) -> anyhow::Result<()> {
+        print(&format!("no indexer runs at {}; rebuilding here", config.admin_listen));
+        let (pool, engine) = open_here(&config).await?;
+        let reindex = Reindex::new(pool, engine, config.reindex.clone(), process.shutdown.clone());
+        reindex.start("asked for by an operator, with no indexer running");
+        Source::Here(reindex)
+    };
     let mut shown = -1;
     loop {
-        let progress = source.progress().await?;
+        let progress: Progress = match &source {
+            Source::Here(reindex) => reindex.progress(),
+            Source::Remote(remote) => remote.read().await?,
+        };
         if progress.loaded != shown || progress.problem.is_some() {
             shown = progress.loaded;
             let problem = progress
@@ -90,15 +52,125 @@ async fn follow(source: &Source, process: &Process) -> anyhow::Result<()> {
             State::Idle => anyhow::bail!("the indexer was restarted; it goes on with the rebuild by itself"),
             State::Running => {}
         }
-        tokio::select! {
-            () = process.shutdown.cancelled() => {
-                if matches!(source, Source::Remote { .. }) {
-                    print("the indexer goes on with the rebuild");
-                }
-                return Ok(());
+        if !pause(&process).await {
+            if matches!(source, Source::Remote(_)) {
+                print("the indexer goes on with the rebuild");
             }
-            () = tokio::time::sleep(POLL) => {}
+            return Ok(());
         }
+    }
+}
+
+/// Has the running indexer compare index and PostgreSQL, or compares here when none runs; fails when they differ.
+pub async fn consistency(config: Config, process: Process) -> anyhow::Result<()> {
+    let source = if let Some(remote) = Remote::ask(&config, "consistency").await? {
+        print(&format!("the indexer at {} compares", config.admin_listen));
+        Source::Remote(remote)
+    } else {
+        print(&format!("no indexer runs at {}; comparing here", config.admin_listen));
+        let (pool, engine) = open_here(&config).await?;
+        let consistency = Consistency::new(pool, engine, config.reindex.clone(), process.shutdown.clone());
+        consistency.start();
+        Source::Here(consistency)
+    };
+    let mut shown = -1;
+    loop {
+        let report: Report = match &source {
+            Source::Here(consistency) => consistency.report(),
+            Source::Remote(remote) => remote.read().await?,
+        };
+        if report.compared != shown {
+            shown = report.compared;
+            print(&format!("{} of {} messages", report.compared, report.total));
+        }
+        match report.state {
+            State::Done => return conclude(&report),
+            State::Failed => anyhow::bail!("the comparison failed: {}", report.problem.unwrap_or_default()),
+            State::Idle => anyhow::bail!("the indexer was restarted; ask again"),
+            State::Running => {}
+        }
+        if !pause(&process).await {
+            return Ok(());
+        }
+    }
+}
+
+fn conclude(report: &Report) -> anyhow::Result<()> {
+    print(&format!(
+        "{} messages should be findable, {} are",
+        report.expected, report.findable
+    ));
+    for (name, Difference { count, examples }) in [
+        ("missing", &report.missing),
+        ("outdated", &report.outdated),
+        ("leftover", &report.leftover),
+    ] {
+        if *count > 0 {
+            print(&format!("{name}: {count}, such as {examples:?}"));
+        }
+    }
+    anyhow::ensure!(
+        report.differences() == 0,
+        "the index differs from PostgreSQL; `indexer reindex` makes it anew"
+    );
+    print("the index agrees with PostgreSQL");
+    Ok(())
+}
+
+enum Source<T> {
+    Remote(Remote),
+    Here(Arc<T>),
+}
+
+/// A task of the running indexer, by its admin listener.
+struct Remote {
+    client: reqwest::Client,
+    url: String,
+}
+
+impl Remote {
+    /// Starts the task, or joins the one that runs; nothing when no indexer runs.
+    async fn ask(config: &Config, task: &str) -> anyhow::Result<Option<Self>> {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
+        let url = format!("http://{}/{task}", reachable(config.admin_listen));
+        match client.post(&url).send().await {
+            Ok(answer) if matches!(answer.status().as_u16(), 202 | 409) => Ok(Some(Self { client, url })),
+            Ok(answer) => anyhow::bail!("{url} answered {}", answer.status()),
+            Err(error) if error.is_connect() => Ok(None),
+            Err(error) => Err(error).context("cannot ask the running indexer"),
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        let answer = self
+            .client
+            .get(&self.url)
+            .send()
+            .await
+            .context("the running indexer does not answer any more")?;
+        answer.json().await.context("an unexpected answer")
+    }
+}
+
+/// An address to connect to for one that is listened on.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() {
+        SocketAddr::from(([127, 0, 0, 1], listen.port()))
+    } else {
+        listen
+    }
+}
+
+async fn open_here(config: &Config) -> anyhow::Result<(PgPool, Arc<dyn SearchEngine>)> {
+    let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
+    Ok((pool, crate::open_engine(config)?))
+}
+
+/// Waits a little; `false` when the process is to end.
+async fn pause(process: &Process) -> bool {
+    tokio::select! {
+        () = process.shutdown.cancelled() => false,
+        () = tokio::time::sleep(POLL) => true,
     }
 }
 

@@ -80,6 +80,8 @@ pub struct Engine {
     pub writer_memory_mb: usize,
     /// Searches that the embedded engine runs at once, 1 to 256.
     pub concurrent_searches: usize,
+    /// Free disk space below which the embedded engine stops writing, 0 to 1,000,000,000 MB.
+    pub min_free_mb: u64,
     pub meili_url: String,
     pub meili_key: Option<SecretString>,
     /// Name of the Meilisearch index.
@@ -95,6 +97,7 @@ impl Default for Engine {
             path: PathBuf::from("data/search"),
             writer_memory_mb: 64,
             concurrent_searches: 8,
+            min_free_mb: 512,
             meili_url: "http://127.0.0.1:7700".to_owned(),
             meili_key: None,
             meili_index: "messages".to_owned(),
@@ -183,6 +186,7 @@ impl Validate for Engine {
     fn validate(&self, faults: &mut Faults) {
         faults.range("engine.writer_memory_mb", self.writer_memory_mb, 15, 4_000);
         faults.range("engine.concurrent_searches", self.concurrent_searches, 1, 256);
+        faults.range("engine.min_free_mb", self.min_free_mb, 0, 1_000_000_000);
         faults.range("engine.search_timeout_ms", self.search_timeout_ms, 100, 60_000);
         match self.kind {
             EngineKind::Embedded if self.path.as_os_str().is_empty() => faults.add("engine.path", "must be set"),

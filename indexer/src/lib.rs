@@ -6,6 +6,7 @@ pub mod engine;
 pub mod handlers;
 pub mod highlight;
 pub mod metrics;
+pub mod names;
 pub mod query;
 pub mod repositories;
 pub mod services;

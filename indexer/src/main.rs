@@ -21,6 +21,7 @@ use indexer::engine::SearchEngine;
 use indexer::engine::embedded::{self, EmbeddedEngine};
 use indexer::engine::meilisearch::{self, MeilisearchEngine};
 use indexer::metrics::Metrics;
+use indexer::services::consistency::Consistency;
 use indexer::services::indexing::Indexing;
 use indexer::services::reindex::Reindex;
 use indexer::services::search::SearchService;
@@ -43,6 +44,10 @@ enum Command {
     ///
     /// Asks the indexer that runs with this configuration, by its admin listener; when none runs, rebuilds by itself.
     Reindex,
+    /// Compares the index with PostgreSQL, message by message, and fails when they differ.
+    ///
+    /// Asks the indexer that runs with this configuration, by its admin listener; when none runs, compares by itself.
+    Consistency,
     /// Prints the OpenAPI document of this service's routes.
     Openapi,
 }
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
             process::run("indexer", &log, |process| async move {
                 match args.command {
                     Some(Command::Reindex) => command::reindex(config, process).await,
+                    Some(Command::Consistency) => command::consistency(config, process).await,
                     _ => run(config, process).await,
                 }
             })
@@ -74,6 +80,7 @@ fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn SearchEngine>> {
             folder: engine.path.clone(),
             writer_memory: engine.writer_memory_mb * 1_000_000,
             concurrent_searches: engine.concurrent_searches,
+            min_free: engine.min_free_mb * 1_000_000,
         })?),
         EngineKind::Meilisearch => Arc::new(MeilisearchEngine::new(&meilisearch::Options {
             url: engine.meili_url.clone(),
@@ -112,6 +119,12 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         shutdown.clone(),
     ));
     let reindex = Reindex::new(
+        pool.clone(),
+        Arc::clone(&engine),
+        config.reindex.clone(),
+        shutdown.clone(),
+    );
+    let consistency = Consistency::new(
         pool.clone(),
         Arc::clone(&engine),
         config.reindex.clone(),
@@ -160,8 +173,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let listener = serve::bind(config.listen, "listen").await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    let admin_routes =
-        admin::router(draining.clone(), move || jwks::ready(&verifier)).merge(handlers::admin::router(reindex));
+    let admin_routes = admin::router(draining.clone(), move || jwks::ready(&verifier))
+        .merge(handlers::admin::router(reindex, consistency));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

@@ -17,6 +17,7 @@ use tracing::Instrument;
 use super::batch::{Delivery, Gathered, gather};
 use super::{CONSUMER, Consumer};
 use crate::services::effects::Incoming;
+use crate::services::reindex::State;
 
 /// What the index is made of: messages and deleted chats of every workspace.
 const SUBJECTS: [&str; 2] = ["fechatter.*.chat.*.message.>", "fechatter.*.chat.*.chat.deleted"];
@@ -336,6 +337,7 @@ impl<'a> Session<'a> {
         if let Ok(documents) = self.owner.indexing.engine().documents().await {
             self.owner.metrics.documents(documents);
         }
+        self.rebuild_if_incomplete().await;
         // An operator who paused the consumer means it.
         if info.num_pending == 0 || info.paused {
             self.last_delivery = Instant::now();
@@ -347,6 +349,18 @@ impl<'a> Session<'a> {
             });
         }
         Ok(())
+    }
+
+    /// Notices an index that lost something while we run: a Meilisearch that was restored from a snapshot. After a
+    /// rebuild that failed a person is needed, who sees it in `/health`.
+    async fn rebuild_if_incomplete(&self) {
+        let reindex = &self.owner.reindex;
+        if matches!(reindex.progress().state, State::Running | State::Failed) {
+            return;
+        }
+        if let Ok(Some(reason)) = self.owner.indexing.engine().incomplete().await {
+            reindex.start(&reason);
+        }
     }
 }
 

@@ -52,6 +52,25 @@ pub struct StreamPosition {
     pub sequence: u64,
 }
 
+impl StreamPosition {
+    /// The later of two positions: never back within one history. Of two histories, `next` is the present one.
+    #[must_use]
+    pub const fn reached(known: Option<Self>, next: Option<Self>) -> Option<Self> {
+        match (known, next) {
+            (Some(known), Some(next)) => {
+                let same = known.epoch.as_u128() == next.epoch.as_u128();
+                Some(if same && known.sequence >= next.sequence {
+                    known
+                } else {
+                    next
+                })
+            }
+            (known, None) => known,
+            (None, next) => next,
+        }
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Applied {
@@ -112,6 +131,15 @@ pub struct Facets {
 /// Most values of one facet in an answer; those with the most matches stay.
 pub const FACET_VALUES_MAX: usize = 100;
 
+/// What an index has of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub id: MessageId,
+    pub version: i64,
+    /// `false` for the mark of a deleted message.
+    pub is_findable: bool,
+}
+
 /// The matches of a query.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
@@ -124,9 +152,12 @@ pub struct Found {
 /// Why an engine could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// It is away, overloaded or out of space: the same call may succeed later.
+    /// It is away or overloaded: the same call may succeed later.
     #[error("the search engine is not available: {0}")]
     Unavailable(String),
+    /// It has no room to write: nothing was changed, and the same call succeeds once a person has made room.
+    #[error("the search index has no room: {0}")]
+    Full(String),
     /// It refused this batch; the same batch will be refused again, a part of it may not be.
     #[error("the search engine refused the batch: {0}")]
     Rejected(String),
@@ -150,10 +181,13 @@ pub trait SearchEngine: Send + Sync + std::fmt::Debug {
     /// Number of findable messages.
     async fn documents(&self) -> Result<u64, EngineError>;
 
-    /// The stream position of the last commit, where the engine keeps one.
+    /// What it has of the messages after `after` up to `until`, by id, marks of deleted messages included.
+    async fn stored(&self, after: MessageId, until: MessageId) -> Result<Vec<Stored>, EngineError>;
+
+    /// The stream position of the last commit; none before the first event.
     async fn position(&self) -> Result<Option<StreamPosition>, EngineError>;
 
-    /// Why the index cannot be trusted to be complete, if so: it is new, or was found damaged.
+    /// Why the index cannot be trusted to be complete, if so: it is new, was found damaged, or a rebuild was interrupted.
     async fn incomplete(&self) -> Result<Option<String>, EngineError>;
 
     /// Begins or resumes building a fresh index beside the serving one. From now on [`apply`](Self::apply) goes to

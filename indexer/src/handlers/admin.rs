@@ -1,4 +1,5 @@
-//! The admin listener's own routes: `POST /reindex` starts a rebuild, `GET /reindex` says how it goes.
+//! The admin listener's own routes: `POST` starts a rebuild (`/reindex`) or a comparison (`/consistency`), `GET` says
+//! how it goes.
 
 use std::sync::Arc;
 
@@ -7,13 +8,18 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
 
+use crate::services::consistency::{Consistency, Report};
 use crate::services::reindex::{Progress, Reindex};
 
 /// The routes.
-pub fn router(reindex: Arc<Reindex>) -> Router {
-    Router::new()
-        .route("/reindex", get(progress).post(start))
-        .with_state(reindex)
+pub fn router(reindex: Arc<Reindex>, consistency: Arc<Consistency>) -> Router {
+    let rebuilding = Router::new()
+        .route("/reindex", get(progress).post(rebuild))
+        .with_state(reindex);
+    let comparing = Router::new()
+        .route("/consistency", get(report).post(compare))
+        .with_state(consistency);
+    rebuilding.merge(comparing)
 }
 
 async fn progress(State(reindex): State<Arc<Reindex>>) -> Json<Progress> {
@@ -21,11 +27,25 @@ async fn progress(State(reindex): State<Arc<Reindex>>) -> Json<Progress> {
 }
 
 /// 202 when it started, 409 when one was running already; the body is the progress.
-async fn start(State(reindex): State<Arc<Reindex>>) -> (StatusCode, Json<Progress>) {
-    let status = if reindex.start("asked for by an operator") {
+async fn rebuild(State(reindex): State<Arc<Reindex>>) -> (StatusCode, Json<Progress>) {
+    let started = reindex.start("asked for by an operator");
+    (started_or_running(started), Json(reindex.progress()))
+}
+
+async fn report(State(consistency): State<Arc<Consistency>>) -> Json<Report> {
+    Json(consistency.report())
+}
+
+/// 202 when it started, 409 when one was running already; the body is the report so far.
+async fn compare(State(consistency): State<Arc<Consistency>>) -> (StatusCode, Json<Report>) {
+    let started = consistency.start();
+    (started_or_running(started), Json(consistency.report()))
+}
+
+const fn started_or_running(started: bool) -> StatusCode {
+    if started {
         StatusCode::ACCEPTED
     } else {
         StatusCode::CONFLICT
-    };
-    (status, Json(reindex.progress()))
+    }
 }

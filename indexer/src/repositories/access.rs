@@ -5,10 +5,12 @@ use fechatter_core::{ChatId, UserId, WorkspaceId};
 use sqlx::PgConnection;
 
 /// A chat that the searcher is a member of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberChat {
     pub id: ChatId,
     pub kind: ChatKind,
+    /// Only when names were asked for, and the chat has one.
+    pub name: Option<String>,
     /// A conversation of few, or one the searcher owns: its hits rank a little higher.
     pub is_own: bool,
 }
@@ -18,8 +20,8 @@ pub struct MemberChat {
 pub struct ChatFilter {
     pub id: Option<ChatId>,
     pub kind: Option<ChatKind>,
-    /// Names in lower case; any of them. Empty means any name.
-    pub names: Vec<String>,
+    /// Whether to read the names too: a search seldom needs those of thousands of chats.
+    pub with_names: bool,
 }
 
 /// Reads a kind of ours; a kind that this build does not know cannot be searched in.
@@ -51,23 +53,22 @@ pub async fn member_chats(
     workspace: WorkspaceId,
     filter: &ChatFilter,
 ) -> Result<Vec<MemberChat>, sqlx::Error> {
-    let names = (!filter.names.is_empty()).then_some(filter.names.as_slice());
     sqlx::query!(
         r#"SELECT c.id, c.kind::text AS "kind!",
-                  (c.owner_id = $1 OR c.kind IN ('single', 'group')) AS "is_own!"
+                  (c.owner_id = $1 OR c.kind IN ('single', 'group')) AS "is_own!",
+                  CASE WHEN $5 THEN c.name END AS "name?"
            FROM chat_members AS m JOIN chats AS c ON c.id = m.chat_id
            WHERE m.user_id = $1
              AND c.workspace_id = $2
              AND c.deleted_at IS NULL
              AND ($3::bigint IS NULL OR c.id = $3)
              AND ($4::text IS NULL OR c.kind::text = $4)
-             AND ($5::text[] IS NULL OR lower(c.name) = ANY ($5))
            ORDER BY c.id"#,
         user.0,
         workspace.0,
         filter.id.map(|id| id.0),
         filter.kind.map(ChatKind::as_str),
-        names as Option<&[String]>,
+        filter.with_names,
     )
     .fetch_all(connection)
     .await?
@@ -76,6 +77,7 @@ pub async fn member_chats(
         Ok(MemberChat {
             id: row.id.into(),
             kind: kind(&row.kind)?,
+            name: row.name,
             is_own: row.is_own,
         })
     })
@@ -99,25 +101,19 @@ pub async fn chat_kind(
     .transpose()
 }
 
-/// Most people that one `from:` may mean.
-const NAMESAKES_MAX: i64 = 1_000;
-
-/// Users of the workspace whose full name, or one word of it, is one of `names` (in lower case).
-pub async fn users_named(
+/// Everybody of the workspace with their full names, by id. Names are compared by our own folding, which SQL lacks.
+pub async fn fullnames(
     connection: &mut PgConnection,
     workspace: WorkspaceId,
-    names: &[String],
-) -> Result<Vec<UserId>, sqlx::Error> {
-    let ids = sqlx::query_scalar!(
-        r#"SELECT id FROM users
-           WHERE workspace_id = $1
-             AND (lower(fullname) = ANY ($2) OR string_to_array(lower(fullname), ' ') && $2)
-           ORDER BY id LIMIT $3"#,
-        workspace.0,
-        names,
-        NAMESAKES_MAX
+) -> Result<Vec<(UserId, String)>, sqlx::Error> {
+    let people = sqlx::query!(
+        "SELECT id, fullname FROM users WHERE workspace_id = $1 ORDER BY id",
+        workspace.0
     )
     .fetch_all(connection)
     .await?;
-    Ok(ids.into_iter().map(UserId).collect())
+    Ok(people
+        .into_iter()
+        .map(|person| (UserId(person.id), person.fullname))
+        .collect())
 }

@@ -112,3 +112,40 @@ pub async fn changes_after(pool: &PgPool, after: MessageId, limit: i64) -> Resul
         last: last.into(),
     }))
 }
+
+/// A message as far as the index is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageState {
+    pub id: MessageId,
+    pub version: i64,
+    /// Neither it nor its chat is deleted.
+    pub is_findable: bool,
+}
+
+/// The states of the messages after `after` up to `until`, by id.
+pub async fn states_between(
+    pool: &PgPool,
+    after: MessageId,
+    until: MessageId,
+    limit: i64,
+) -> Result<Vec<MessageState>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT m.id, m.version, (m.deleted_at IS NULL AND c.deleted_at IS NULL) AS "is_findable!"
+           FROM messages AS m JOIN chats AS c ON c.id = m.chat_id
+           WHERE m.id > $1 AND m.id <= $2
+           ORDER BY m.id LIMIT $3"#,
+        after.0,
+        until.0,
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| MessageState {
+            id: row.id.into(),
+            version: row.version,
+            is_findable: row.is_findable,
+        })
+        .collect())
+}

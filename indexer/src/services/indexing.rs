@@ -148,6 +148,8 @@ impl Indexing {
                     break Ok(());
                 }
                 Err(EngineError::Rejected(reason)) => break Err(reason),
+                // No batch is at fault, however long it takes.
+                Err(error @ EngineError::Full(_)) => self.wait(&error.to_string(), &mut pause).await?,
                 Err(EngineError::Unavailable(reason)) => {
                     failures += 1;
                     if failures >= SUSPECT_AFTER && self.engine.check().await.is_ok() {
@@ -172,10 +174,7 @@ impl Indexing {
     fn advance(&self, positions: impl Iterator<Item = StreamPosition>) -> Option<StreamPosition> {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
         for position in positions {
-            *reached = match *reached {
-                Some(known) if known.epoch == position.epoch && known.sequence >= position.sequence => Some(known),
-                _ => Some(position),
-            };
+            *reached = StreamPosition::reached(*reached, Some(position));
         }
         *reached
     }

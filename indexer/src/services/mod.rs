@@ -1,5 +1,6 @@
-//! Use cases: searching, indexing, rebuilding.
+//! Use cases: searching, indexing, rebuilding, comparing.
 
+pub mod consistency;
 pub mod effects;
 pub mod indexing;
 pub mod reindex;

@@ -202,7 +202,9 @@ impl Reindex {
         let mut pause = FIRST_PAUSE;
         loop {
             match call().await {
-                Err(EngineError::Unavailable(reason)) => self.wait(reason, &mut pause).await?,
+                Err(EngineError::Unavailable(reason) | EngineError::Full(reason)) => {
+                    self.wait(reason, &mut pause).await?;
+                }
                 result => {
                     self.note(|progress| progress.problem = None);
                     return Ok(result?);

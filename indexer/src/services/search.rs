@@ -19,6 +19,7 @@ use time::{Date, OffsetDateTime};
 use crate::engine::{EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, SearchEngine, Sort, most_frequent};
 use crate::highlight;
 use crate::metrics::Metrics;
+use crate::names::Name;
 use crate::query::{self, ParsedQuery, TimeRange};
 use crate::repositories::access::{self, ChatFilter, MemberChat};
 use crate::repositories::messages;
@@ -27,6 +28,8 @@ use crate::repositories::messages;
 pub const LIMIT_MAX: usize = 100;
 /// Where the last page may begin; older messages are reached by narrowing with `to`.
 pub const OFFSET_MAX: usize = 10_000;
+/// Most people that the `from:` of one query may mean.
+const NAMESAKES_MAX: usize = 1_000;
 
 /// A search as it was asked for.
 #[derive(Debug, Clone, Default)]
@@ -248,9 +251,14 @@ async fn scope(
     let filter = ChatFilter {
         id: request.chat_id,
         kind: request.kind,
-        names: parsed.chats.iter().map(|name| name.to_lowercase()).collect(),
+        with_names: !parsed.chats.is_empty(),
     };
-    let chats = access::member_chats(connection, user, workspace, &filter).await?;
+    let mut chats = access::member_chats(connection, user, workspace, &filter).await?;
+    if filter.with_names {
+        let wanted: Vec<Name> = parsed.chats.iter().map(|name| Name::new(name)).collect();
+        let is_wanted = |name: &str| wanted.iter().any(|asked| asked.is(name));
+        chats.retain(|chat| chat.name.as_deref().is_some_and(is_wanted));
+    }
     if let (Some(chat), true) = (request.chat_id, chats.is_empty()) {
         refuse_chat(connection, user, workspace, chat).await?;
     }
@@ -294,9 +302,15 @@ async fn senders(
     if parsed.from.is_empty() {
         return Ok(request.sender_id.map(|sender| vec![sender]));
     }
-    let names: Vec<String> = parsed.from.iter().map(|name| name.to_lowercase()).collect();
-    let mut wanted = access::users_named(connection, workspace, &names).await?;
-    if names.iter().any(|name| name == "me") {
+    let names: Vec<Name> = parsed.from.iter().map(|name| Name::new(name)).collect();
+    let mut wanted: Vec<UserId> = access::fullnames(connection, workspace)
+        .await?
+        .into_iter()
+        .filter(|(_, fullname)| names.iter().any(|asked| asked.is_in(fullname)))
+        .take(NAMESAKES_MAX)
+        .map(|(id, _)| id)
+        .collect();
+    if names.iter().any(|asked| asked.is("me")) {
         wanted.push(user);
     }
     if let Some(sender) = request.sender_id {

@@ -1,6 +1,6 @@
 //! What every engine promises.
 
-use indexer::engine::{Change, EngineQuery, SearchEngine, Sort};
+use indexer::engine::{Change, EngineQuery, SearchEngine, Sort, Stored, StreamPosition};
 use indexer::query::TextClause;
 use time::macros::{date, datetime};
 
@@ -333,4 +333,75 @@ pub async fn a_rebuild_serves_the_old_and_swaps(engine: &dyn SearchEngine) {
     assert_eq!(sorted(engine, "there").await, [2, 3]);
 }
 
+pub async fn an_interrupted_rebuild_is_taken_up(engine: &dyn SearchEngine) {
+    fill(engine, &["first words", "second words"]).await;
+    assert_eq!(engine.rebuild_begin().await.expect("begun"), 0);
+    engine
+        .rebuild_load(upserts([message(1, 1, 7, "first words")]), 1)
+        .await
+        .expect("loaded");
+    // Whoever begins while one is under way goes on with it.
+    assert!(engine.incomplete().await.expect("known").is_some());
+    assert_eq!(engine.rebuild_begin().await.expect("taken up"), 1);
+    engine
+        .rebuild_load(upserts([message(2, 1, 7, "second words")]), 2)
+        .await
+        .expect("loaded");
+    engine.rebuild_finish().await.expect("finished");
+    assert_eq!(sorted(engine, "words").await, [1, 2]);
+    assert!(engine.incomplete().await.expect("known").is_none());
+    // The next one begins at the beginning.
+    assert_eq!(engine.rebuild_begin().await.expect("begun"), 0);
+    engine.rebuild_abort().await.expect("aborted");
+}
+
+pub async fn the_position_is_kept_and_never_goes_back(engine: &dyn SearchEngine) {
+    assert_eq!(engine.position().await.expect("known"), None);
+    let epoch = uuid::Uuid::now_v7();
+    let at = |epoch, sequence| Some(StreamPosition { epoch, sequence });
+    let apply = async |id, position| {
+        let changes = upserts([message(id, 1, 7, "words")]);
+        engine.apply(changes, position).await.expect("applied");
+        engine.position().await.expect("known")
+    };
+    assert_eq!(apply(1, at(epoch, 41)).await, at(epoch, 41));
+    // A redelivery, and a batch of nothing new that got further.
+    assert_eq!(apply(2, at(epoch, 7)).await, at(epoch, 41));
+    assert_eq!(apply(1, at(epoch, 42)).await, at(epoch, 42));
+    assert_eq!(apply(3, None).await, at(epoch, 42));
+    // Another history begins anew, and a rebuilt index is as far as the old one.
+    let next = uuid::Uuid::now_v7();
+    assert_eq!(apply(4, at(next, 3)).await, at(next, 3));
+    engine.rebuild_begin().await.expect("begun");
+    engine.rebuild_finish().await.expect("finished");
+    assert_eq!(engine.position().await.expect("known"), at(next, 3));
+}
+
+pub async fn says_what_it_has(engine: &dyn SearchEngine) {
+    fill(engine, &["one", "two", "three"]).await;
+    let mut edited = message(2, 1, 7, "two again");
+    edited.version = 2;
+    let deletion = Change::Delete {
+        id: 3.into(),
+        version: 2,
+    };
+    engine
+        .apply(vec![Change::Upsert(edited), deletion], None)
+        .await
+        .expect("applied");
+    let stored = |id: i64, version, is_findable| Stored {
+        id: id.into(),
+        version,
+        is_findable,
+    };
+    let between = async |after: i64, until: i64| engine.stored(after.into(), until.into()).await.expect("documents");
+    let all = [stored(1, 1, true), stored(2, 2, true), stored(3, 2, false)];
+    assert_eq!(between(0, i64::MAX).await, all);
+    assert_eq!(between(1, 2).await, all[1..2]);
+    assert_eq!(between(3, i64::MAX).await, []);
+}
+
+pub use crate::hostile::hostile_queries_are_answered_or_refused;
+pub use crate::privacy::hits_and_facets_never_tell_of_a_foreign_chat;
 pub use crate::random::random_worlds_reveal_nothing_and_count_right;
+pub use crate::relevance::the_expected_comes_first;

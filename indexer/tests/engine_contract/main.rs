@@ -2,8 +2,13 @@
 //! `MEILI_KEY`, if it has one) is set.
 
 mod cases;
+mod corpus;
 mod durability;
+mod hostile;
+mod privacy;
 mod random;
+mod relevance;
+mod world;
 
 use std::sync::Arc;
 
@@ -25,6 +30,7 @@ pub fn options(folder: &std::path::Path) -> Options {
         folder: folder.to_owned(),
         writer_memory: 15_000_000,
         concurrent_searches: 4,
+        min_free: 0,
     }
 }
 
@@ -89,14 +95,20 @@ pub async fn sorted(engine: &dyn SearchEngine, q: &str) -> Vec<i64> {
     clippy::disallowed_methods,
     reason = "whether a Meilisearch is at hand is the environment's to say"
 )]
-fn meilisearch_engine() -> Option<MeilisearchEngine> {
+fn meilisearch_engine() -> Option<Arc<dyn SearchEngine>> {
     let url = std::env::var("MEILI_URL").ok()?;
     let options = meilisearch::Options {
         url,
         key: std::env::var("MEILI_KEY").ok().map(Into::into),
         index: format!("contract_{}", uuid::Uuid::now_v7().simple()),
     };
-    Some(MeilisearchEngine::new(&options).expect("a usable MEILI_URL"))
+    Some(Arc::new(MeilisearchEngine::new(&options).expect("a usable MEILI_URL")))
+}
+
+fn embedded_engine() -> (tempfile::TempDir, Arc<dyn SearchEngine>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let engine = EmbeddedEngine::open(options(folder.path())).expect("an engine");
+    (folder, Arc::new(engine))
 }
 
 /// Said once, and past the capture of the test harness: a suite that did not run must not look as if it had.
@@ -111,14 +123,19 @@ fn say_skipped() {
     });
 }
 
+/// Runs each case on a fresh engine of either kind; those after the semicolon share it with a search service.
 macro_rules! contract {
-    ($($case:ident),+ $(,)?) => {
+    ($($case:ident),+; $($shared:ident),+ $(,)?) => {
         mod on_embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
-                let folder = tempfile::tempdir().expect("a folder");
-                let engine = super::EmbeddedEngine::open(super::options(folder.path())).expect("an engine");
-                super::cases::$case(&engine).await;
+                let (_folder, engine) = super::embedded_engine();
+                super::cases::$case(engine.as_ref()).await;
+            })+
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $shared() {
+                let (_folder, engine) = super::embedded_engine();
+                super::cases::$shared(&engine).await;
             })+
         }
 
@@ -126,7 +143,14 @@ macro_rules! contract {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 match super::meilisearch_engine() {
-                    Some(engine) => super::cases::$case(&engine).await,
+                    Some(engine) => super::cases::$case(engine.as_ref()).await,
+                    None => super::say_skipped(),
+                }
+            })+
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $shared() {
+                match super::meilisearch_engine() {
+                    Some(engine) => super::cases::$shared(&engine).await,
                     None => super::say_skipped(),
                 }
             })+
@@ -153,5 +177,11 @@ contract!(
     hostile_text_is_only_text,
     many_chats_are_no_burden,
     a_rebuild_serves_the_old_and_swaps,
-    random_worlds_reveal_nothing_and_count_right,
+    an_interrupted_rebuild_is_taken_up,
+    the_position_is_kept_and_never_goes_back,
+    says_what_it_has,
+    random_worlds_reveal_nothing_and_count_right;
+    hits_and_facets_never_tell_of_a_foreign_chat,
+    the_expected_comes_first,
+    hostile_queries_are_answered_or_refused,
 );

@@ -231,6 +231,13 @@ async fn bad_input_is_named_and_never_an_error_of_ours() {
         ("limit", "1.5"),
         ("offset", "10001"),
         ("offset", "-1"),
+        ("offset", "9223372036854775808"),
+        ("limit", "1e1"),
+        ("limit", "１０"),
+        ("from", "2026-02-29"),
+        ("to", "2026-01-01T25:00:00Z"),
+        ("kind", "group' OR '1'='1"),
+        ("chat_id", "1 OR workspace_id = 2"),
         ("page", "2"),
     ] {
         let (status, body) = world.ask(owner, &[(name, value)]).await;

@@ -352,3 +352,87 @@ async fn the_watchdog_makes_a_stuck_consumer_anew() {
         .await;
     world.settled().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_writing_with_a_clear_word_and_nothing_is_lost() {
+    let mut world = World::new().await;
+    let owner = world.workspace("acme").await;
+    let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
+    let before = world.send(chat, owner, "roomy words").await;
+    world.finds(owner, "words", &[before]).await;
+    world.settled().await;
+    world.kill();
+    // No disk has a petabyte free: to the indexer this one is full.
+    world.set("ENGINE__MIN_FREE_MB", "1000000000");
+    world.start().await;
+    let after = world.send(chat, owner, "cramped words").await;
+    world
+        .eventually("health to say what is missing and what to do", async || {
+            let answer = world.http.get(world.url("/health")).send().await.expect("an answer");
+            let health: serde_json::Value = answer.json().await.expect("JSON");
+            let detail = &health["checks"]["indexing"]["detail"];
+            health["status"] == "degraded" && detail.as_str().is_some_and(|detail| detail.contains("make room"))
+        })
+        .await;
+    // Searching goes on with what there is, and no batch is blamed for it.
+    assert_eq!(world.find(owner, "words").await, [before]);
+    world.kill();
+    world.set("ENGINE__MIN_FREE_MB", "0");
+    world.start().await;
+    // The held event comes again after the acknowledgement's time, longer than a test waits; a rebuild needs none.
+    world.command(&["reindex"]).await;
+    world.finds(owner, "words", &[before, after]).await;
+    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(letters, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_consistency_report_names_what_differs() {
+    let mut world = World::new().await;
+    let owner = world.workspace("acme").await;
+    let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
+    let same = world.send(chat, owner, "steady words").await;
+    let edited = world.send(chat, owner, "edited words").await;
+    let deleted = world.send(chat, owner, "deleted words").await;
+    let vanished = world.send(chat, owner, "vanished words").await;
+    world.finds(owner, "words", &[same, edited, deleted, vanished]).await;
+    world.settled_after_start().await;
+    let (succeeded, output) = world.try_command(&["consistency"]).await;
+    assert!(
+        succeeded && output.contains("the index agrees with PostgreSQL"),
+        "{output}"
+    );
+
+    // Four ways to differ, without any event.
+    let missing = world.write(chat, owner, "missing words").await;
+    for (sql, id) in [
+        (
+            "UPDATE messages SET content = 'other', version = 2 WHERE id = $1",
+            edited,
+        ),
+        (
+            "UPDATE messages SET content = NULL, deleted_at = now(), version = 2 WHERE id = $1",
+            deleted,
+        ),
+        ("DELETE FROM messages WHERE id = $1", vanished),
+    ] {
+        sqlx::query(sql).bind(id).execute(&world.pool).await.unwrap();
+    }
+    let (succeeded, output) = world.try_command(&["consistency"]).await;
+    assert!(!succeeded, "{output}");
+    for line in [
+        format!("missing: 1, such as [{missing}]"),
+        format!("outdated: 1, such as [{edited}]"),
+        format!("leftover: 2, such as [{deleted}, {vanished}]"),
+    ] {
+        assert!(output.contains(&line), "no {line:?} in {output}");
+    }
+    // With no indexer running the command compares alone, and a rebuild mends.
+    world.command(&["reindex"]).await;
+    world.kill();
+    let (succeeded, output) = world.try_command(&["consistency"]).await;
+    assert!(succeeded && output.contains("comparing here"), "{output}");
+}

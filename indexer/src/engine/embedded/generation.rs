@@ -1,18 +1,20 @@
 //! One index on disk: its writer, its reader, and the marks kept with each commit.
 
 use std::collections::HashMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use fechatter_core::MessageId;
 use serde::{Deserialize, Serialize};
-use tantivy::collector::Count;
-use tantivy::query::TermQuery;
+use tantivy::collector::{Count, DocSetCollector};
+use tantivy::query::{RangeQuery, TermQuery};
 use tantivy::schema::IndexRecordOption;
 use tantivy::{DocSet, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TERMINATED, TantivyError, Term};
 
 use super::schema::{self, Fields, TOKENIZER, column};
 use super::tokenizer::ChatTokenizer;
-use crate::engine::{Applied, Change, EngineError, StreamPosition};
+use crate::engine::{Applied, Change, EngineError, Stored, StreamPosition};
 
 /// What is remembered with each commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -68,10 +70,6 @@ impl std::fmt::Debug for Generation {
             .field("folder", &self.folder)
             .finish_non_exhaustive()
     }
-}
-
-fn unavailable(error: &TantivyError) -> EngineError {
-    EngineError::Unavailable(error.to_string())
 }
 
 impl Generation {
@@ -178,7 +176,7 @@ impl Generation {
                 tracing::warn!("the index writer could not roll back; a new one is made");
                 state.writer = None;
             }
-            unavailable(&error)
+            super::engine_error(&error)
         })
     }
 
@@ -256,6 +254,30 @@ impl Generation {
             }
         }
         Ok(None)
+    }
+
+    /// What it has of the messages after `after` up to `until`, by id.
+    pub fn stored(&self, after: MessageId, until: MessageId) -> tantivy::Result<Vec<Stored>> {
+        let searcher = self.searcher();
+        let range = RangeQuery::new(
+            Bound::Excluded(self.fields.id_term(after.0)),
+            Bound::Included(self.fields.id_term(until.0)),
+        );
+        let mut stored = Vec::new();
+        for address in searcher.search(&range, &DocSetCollector)? {
+            let columns = searcher.segment_reader(address.segment_ord).fast_fields();
+            let (id, version) = (columns.i64(column::ID)?, columns.i64(column::VERSION)?);
+            let (Some(id), Some(version)) = (id.first(address.doc_id), version.first(address.doc_id)) else {
+                continue;
+            };
+            stored.push(Stored {
+                id: id.into(),
+                version,
+                is_findable: columns.i64(column::SENDER)?.first(address.doc_id).is_some(),
+            });
+        }
+        stored.sort_unstable_by_key(|stored| stored.id);
+        Ok(stored)
     }
 
     /// Findable messages: all documents less the marks of deleted ones.

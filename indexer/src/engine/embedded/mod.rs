@@ -2,11 +2,13 @@
 //!
 //! The folder holds generations `generation-N`, one index each, and the file `CURRENT`, which names the serving one and
 //! is replaced atomically. A commit is durable before [`SearchEngine::apply`] returns; a killed process finds its last
-//! commit. An unreadable index is moved aside (`….damaged-…`) and an empty one takes its place, marked incomplete.
+//! commit. An unreadable index is moved aside (`….damaged-…`) and an empty one takes its place, marked incomplete. When
+//! the disk gets full nothing is written any more; searching goes on.
 
 mod collect;
 mod compile;
 mod generation;
+mod room;
 pub mod schema;
 mod tokenizer;
 
@@ -20,8 +22,10 @@ use tokio::sync::Semaphore;
 pub use compile::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS, typos_allowed};
 pub use generation::OpenError;
 
-use self::generation::{Generation, WriterOptions};
-use super::{Applied, Change, EngineError, EngineQuery, Found, SearchEngine, StreamPosition};
+use fechatter_core::MessageId;
+
+use self::generation::{Generation, Marks, WriterOptions};
+use super::{Applied, Change, EngineError, EngineQuery, Found, SearchEngine, Stored, StreamPosition};
 
 /// Name of the file that names the serving generation.
 const CURRENT: &str = "CURRENT";
@@ -37,6 +41,8 @@ pub struct Options {
     pub writer_memory: usize,
     /// Searches that run at the same time; others wait.
     pub concurrent_searches: usize,
+    /// Free space of the folder's file system, in bytes, below which nothing is written; a merge needs some to end well.
+    pub min_free: u64,
 }
 
 #[derive(Debug)]
@@ -114,11 +120,19 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn engine_error(error: &tantivy::TantivyError) -> EngineError {
-    EngineError::Unavailable(error.to_string())
+    match error {
+        tantivy::TantivyError::IoError(error) if room::is_full(error) => EngineError::Full(error.to_string()),
+        _ => EngineError::Unavailable(error.to_string()),
+    }
 }
 
 fn io_error(error: &std::io::Error) -> EngineError {
-    EngineError::Unavailable(format!("index folder: {error}"))
+    let text = format!("index folder: {error}");
+    if room::is_full(error) {
+        EngineError::Full(text)
+    } else {
+        EngineError::Unavailable(text)
+    }
 }
 
 #[async_trait]
@@ -130,11 +144,14 @@ impl SearchEngine for EmbeddedEngine {
     async fn apply(&self, changes: Vec<Change>, position: Option<StreamPosition>) -> Result<Applied, EngineError> {
         let _changing = self.changing.lock().await;
         let (serving, building) = (self.serving(), self.building());
+        let (folder, min_free) = (self.options.folder.clone(), self.options.min_free);
         blocking(move || {
+            room::require(&folder, min_free)?;
+            let reach = |marks: &mut Marks| marks.position = StreamPosition::reached(marks.position, position);
             if let Some(building) = building {
-                building.apply(&changes, |marks| marks.position = position.or(marks.position))?;
+                building.apply(&changes, reach)?;
             }
-            serving.apply(&changes, |marks| marks.position = position.or(marks.position))
+            serving.apply(&changes, reach)
         })
         .await
     }
@@ -175,6 +192,11 @@ impl SearchEngine for EmbeddedEngine {
         blocking(move || generation.documents().map_err(|error| engine_error(&error))).await
     }
 
+    async fn stored(&self, after: MessageId, until: MessageId) -> Result<Vec<Stored>, EngineError> {
+        let generation = self.serving();
+        blocking(move || generation.stored(after, until).map_err(|error| engine_error(&error))).await
+    }
+
     async fn position(&self) -> Result<Option<StreamPosition>, EngineError> {
         let generation = self.serving();
         blocking(move || Ok(generation.marks().position)).await
@@ -203,7 +225,9 @@ impl SearchEngine for EmbeddedEngine {
         let writer = WriterOptions {
             memory: self.options.writer_memory,
         };
+        let min_free = self.options.min_free;
         let building = blocking(move || {
+            room::require(&folder, min_free)?;
             let next = next_name(&folder).map_err(|error| io_error(&error))?;
             Generation::create(folder.join(next), writer).map_err(|error| EngineError::Unavailable(error.to_string()))
         })
@@ -214,7 +238,12 @@ impl SearchEngine for EmbeddedEngine {
 
     async fn rebuild_load(&self, changes: Vec<Change>, cursor: i64) -> Result<(), EngineError> {
         let building = self.building_or_error()?;
-        blocking(move || building.apply(&changes, |marks| marks.cursor = cursor).map(drop)).await
+        let (folder, min_free) = (self.options.folder.clone(), self.options.min_free);
+        blocking(move || {
+            room::require(&folder, min_free)?;
+            building.apply(&changes, |marks| marks.cursor = cursor).map(drop)
+        })
+        .await
     }
 
     async fn rebuild_finish(&self) -> Result<(), EngineError> {

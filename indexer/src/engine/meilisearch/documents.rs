@@ -11,7 +11,7 @@ use time::macros::format_description;
 
 use crate::engine::embedded::schema::micros;
 use crate::engine::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
-use crate::engine::{Change, EngineQuery, MessageDocument};
+use crate::engine::{Change, EngineQuery, MessageDocument, StreamPosition};
 use crate::query::TextClause;
 use crate::text;
 
@@ -23,6 +23,8 @@ const FACET_CHATS_MAX: usize = 10_000;
 #[derive(Debug, Serialize)]
 pub(super) struct StoredMessage<'a> {
     pub(super) id: String,
+    /// The id again: Meilisearch compares numbers, not texts, and a comparison walks over ranges of ids.
+    pub(super) number: i64,
     pub(super) version: i64,
     #[serde(flatten)]
     pub(super) message: Option<StoredContent<'a>>,
@@ -46,15 +48,75 @@ pub(super) struct StoredVersion {
     pub(super) version: i64,
 }
 
+/// What a comparison with PostgreSQL needs of a document.
+#[derive(Debug, Deserialize)]
+pub(super) struct StoredState {
+    pub(super) number: i64,
+    pub(super) version: i64,
+    /// Absent in the mark of a deleted message.
+    pub(super) workspace_id: Option<String>,
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct StoredId {
     pub(super) id: String,
 }
 
+/// Says that the messages are complete, in this format.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) id: String,
     pub(super) format: u32,
+}
+
+impl State {
+    pub(super) const ID: &str = "state";
+
+    pub(super) fn complete(format: u32) -> Self {
+        Self {
+            id: Self::ID.to_owned(),
+            format,
+        }
+    }
+}
+
+/// How far the stream's effects are in the index.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Position {
+    pub(super) id: String,
+    #[serde(flatten)]
+    pub(super) position: StreamPosition,
+}
+
+impl Position {
+    pub(super) const ID: &str = "position";
+
+    pub(super) fn of(position: StreamPosition) -> Self {
+        Self {
+            id: Self::ID.to_owned(),
+            position,
+        }
+    }
+}
+
+/// A rebuild under way: the last message in the fresh index.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Rebuild {
+    pub(super) id: String,
+    pub(super) format: u32,
+    pub(super) cursor: i64,
+}
+
+impl Rebuild {
+    pub(super) const ID: &str = "rebuild";
+
+    pub(super) fn at(format: u32, cursor: i64) -> Self {
+        Self {
+            id: Self::ID.to_owned(),
+            format,
+            cursor,
+        }
+    }
 }
 
 impl<'a> StoredContent<'a> {
@@ -109,9 +171,10 @@ pub(super) fn quoted(ids: impl Iterator<Item = i64>) -> String {
 pub(super) fn settings() -> Settings {
     let mut settings = Settings::new()
         .with_searchable_attributes(["content"])
-        .with_displayed_attributes(["id", "version"])
+        .with_displayed_attributes(["id", "number", "version", "workspace_id"])
         .with_filterable_attributes([
             "id",
+            "number",
             "workspace_id",
             "chat_id",
             "sender_id",
@@ -191,6 +254,23 @@ pub(super) fn filter(query: &EngineQuery) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_beside_the_messages_is_flat_and_read_back() {
+        let position = StreamPosition {
+            epoch: uuid::Uuid::from_u128(7),
+            sequence: 41,
+        };
+        let json = serde_json::to_value(Position::of(position)).unwrap();
+        let expected = serde_json::json!({
+            "id": "position", "epoch": "00000000-0000-0000-0000-000000000007", "sequence": 41
+        });
+        assert_eq!(json, expected);
+        let back: Position = serde_json::from_value(json).unwrap();
+        assert_eq!(back.position, position);
+        let mark: StoredState = serde_json::from_str(r#"{"id": "5", "number": 5, "version": 2}"#).unwrap();
+        assert!(mark.workspace_id.is_none());
+    }
 
     #[test]
     fn no_clause_becomes_syntax() {

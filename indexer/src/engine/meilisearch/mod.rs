@@ -1,8 +1,10 @@
 //! Meilisearch: one shared index, settings applied before the first document, ids as strings.
 //!
-//! A batch is at most one upsert task and one deletion task, both waited for; nothing else is in flight. Filters are
-//! made of numbers alone, so no value of a request can become filter syntax. A small index beside it keeps whether the
-//! messages are complete. One process indexes at a time: Meilisearch has no conditional writes.
+//! A batch is at most one upsert task, one deletion task and behind them, since tasks run in the order they came, one
+//! for the stream position; all are waited for and nothing else is in flight. Filters are made of numbers alone, so no
+//! value of a request can become filter syntax. A small index beside it keeps whether the messages are complete, the
+//! stream position, by which a restored snapshot is noticed, and how far a rebuild is. One process indexes at a time:
+//! Meilisearch has no conditional writes.
 
 mod documents;
 
@@ -11,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fechatter_core::MessageId;
+use fechatter_core::ids::MAX_SAFE_INTEGER;
 use meilisearch_sdk::client::{Client, SwapIndexes};
 use meilisearch_sdk::documents::{DocumentDeletionQuery, DocumentsQuery};
 use meilisearch_sdk::errors::{Error, ErrorCode, ErrorType};
@@ -19,22 +23,27 @@ use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, Selectors};
 use meilisearch_sdk::task_info::TaskInfo;
 use meilisearch_sdk::tasks::Task;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use time::Date;
 use time::macros::format_description;
 use tokio::sync::{Mutex, OnceCell};
 
 use self::documents::{
-    State, StoredContent, StoredId, StoredMessage, StoredVersion, collapse, filter, query_text, quoted, settings,
+    Position, Rebuild, State, StoredContent, StoredId, StoredMessage, StoredState, StoredVersion, collapse, filter,
+    query_text, quoted, settings,
 };
 use super::{
-    Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort,
+    Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort, Stored,
     StreamPosition, most_frequent,
 };
 use crate::query::TextClause;
 use crate::text::{self, Purpose};
 
 /// Changes whenever documents or settings do so that an index written before must be rebuilt.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Documents read at once.
+const PAGE: usize = 1_000;
 /// Longest wait for one answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a task; a batch whose task takes longer is sent again, which changes nothing.
@@ -56,13 +65,16 @@ pub struct MeilisearchEngine {
     client: Client,
     name: String,
     prepared: OnceCell<()>,
-    /// Held while changes are applied or indexes change places.
-    changing: Mutex<()>,
+    /// Held while changes are applied or indexes change places; the position that was written last.
+    changing: Mutex<Option<StreamPosition>>,
     rebuilding: AtomicBool,
 }
 
 fn engine_error(error: &Error) -> EngineError {
     match error {
+        Error::Meilisearch(refused) if refused.error_code == ErrorCode::NoSpaceLeftOnDevice => {
+            EngineError::Full(error.to_string())
+        }
         Error::Meilisearch(refused) if refused.error_type == ErrorType::InvalidRequest => {
             EngineError::Rejected(error.to_string())
         }
@@ -92,7 +104,7 @@ impl MeilisearchEngine {
             client,
             name: options.index.clone(),
             prepared: OnceCell::new(),
-            changing: Mutex::new(()),
+            changing: Mutex::new(None),
             rebuilding: AtomicBool::new(false),
         })
     }
@@ -113,12 +125,59 @@ impl MeilisearchEngine {
         self.client.index(format!("{}_state", self.name))
     }
 
-    /// Makes the index and applies its settings, once per process.
+    /// Makes the index and applies its settings, once per process; takes up a rebuild that was interrupted, before the
+    /// first change, which must not miss the fresh index.
     async fn prepare(&self) -> Result<(), EngineError> {
-        self.prepared
-            .get_or_try_init(|| self.prepare_index(&self.name))
-            .await
-            .copied()
+        self.prepared.get_or_try_init(|| self.prepare_once()).await.copied()
+    }
+
+    async fn prepare_once(&self) -> Result<(), EngineError> {
+        self.prepare_index(&self.name).await?;
+        let interrupted = self.kept::<Rebuild>(Rebuild::ID).await?;
+        let resumable = match bounded(self.client.get_raw_index(self.fresh_name())).await {
+            Ok(_) => interrupted.is_some_and(|rebuild| rebuild.format == FORMAT),
+            Err(EngineError::Rejected(_)) => false,
+            Err(error) => return Err(error),
+        };
+        self.rebuilding.store(resumable, Ordering::Release);
+        Ok(())
+    }
+
+    /// Reads what is kept beside the messages.
+    async fn kept<T: DeserializeOwned + Send + Sync + 'static>(&self, id: &str) -> Result<Option<T>, EngineError> {
+        match bounded(self.state().get_document::<T>(id)).await {
+            Ok(kept) => Ok(Some(kept)),
+            Err(EngineError::Rejected(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn keep<T: Serialize + Send + Sync>(&self, kept: T) -> Result<TaskInfo, EngineError> {
+        bounded(self.state().add_or_replace(&[kept], Some("id"))).await
+    }
+
+    async fn forget(&self, id: &str) -> Result<(), EngineError> {
+        let task = bounded(self.state().delete_document(id)).await?;
+        self.finish_tolerating(task, &[ErrorCode::IndexNotFound]).await
+    }
+
+    /// The position to write with the next batch. A server that has an older one than we wrote was restored from a
+    /// snapshot: its index is marked incomplete before a newer position hides that.
+    async fn next_position(
+        &self,
+        written: Option<StreamPosition>,
+        next: Option<StreamPosition>,
+    ) -> Result<Option<StreamPosition>, EngineError> {
+        let kept = self.position().await?;
+        if written.is_some() && StreamPosition::reached(kept, written) != kept {
+            tracing::error!(
+                ?written,
+                ?kept,
+                "Meilisearch has an older index than before; it will be rebuilt"
+            );
+            self.forget(State::ID).await?;
+        }
+        Ok(StreamPosition::reached(kept, next))
     }
 
     async fn prepare_index(&self, name: &str) -> Result<(), EngineError> {
@@ -158,8 +217,13 @@ impl MeilisearchEngine {
         }
     }
 
-    /// Applies changes to one index.
-    async fn apply_to(&self, index: &Index, changes: &[Change]) -> Result<Applied, EngineError> {
+    /// Applies changes to one index and, once they are queued, keeps `mark`.
+    async fn apply_to<M: Serialize + Send + Sync>(
+        &self,
+        index: &Index,
+        changes: &[Change],
+        mark: Option<M>,
+    ) -> Result<Applied, EngineError> {
         let (documents, chats) = collapse(changes);
         let versions = versions(index, documents.keys().copied()).await?;
         let mut applied = Applied {
@@ -178,11 +242,12 @@ impl MeilisearchEngine {
             }
             stored.push(StoredMessage {
                 id: id.to_string(),
+                number: *id,
                 version: *version,
                 message: message.map(StoredContent::of),
             });
         }
-        let mut tasks = Vec::with_capacity(2);
+        let mut tasks = Vec::with_capacity(3);
         if !stored.is_empty() {
             tasks.push(bounded(index.add_or_replace(&stored, Some("id"))).await?);
         }
@@ -191,6 +256,9 @@ impl MeilisearchEngine {
             let mut query = DocumentDeletionQuery::new(index);
             query.with_filter(&filter);
             tasks.push(bounded(index.delete_documents_with(&query)).await?);
+        }
+        if let Some(mark) = mark {
+            tasks.push(self.keep(mark).await?);
         }
         for task in tasks {
             self.finish(task).await?;
@@ -237,13 +305,18 @@ impl SearchEngine for MeilisearchEngine {
         "meilisearch"
     }
 
-    async fn apply(&self, changes: Vec<Change>, _position: Option<StreamPosition>) -> Result<Applied, EngineError> {
+    async fn apply(&self, changes: Vec<Change>, position: Option<StreamPosition>) -> Result<Applied, EngineError> {
         self.prepare().await?;
-        let _changing = self.changing.lock().await;
+        let mut written = self.changing.lock().await;
         if self.rebuilding.load(Ordering::Acquire) {
-            self.apply_to(&self.fresh(), &changes).await?;
+            self.apply_to(&self.fresh(), &changes, None::<Position>).await?;
         }
-        self.apply_to(&self.messages(), &changes).await
+        let position = self.next_position(*written, position).await?;
+        let applied = self
+            .apply_to(&self.messages(), &changes, position.map(Position::of))
+            .await?;
+        *written = position;
+        Ok(applied)
     }
 
     async fn search(&self, query: EngineQuery) -> Result<Found, EngineError> {
@@ -313,40 +386,76 @@ impl SearchEngine for MeilisearchEngine {
         Ok(results.total_hits.unwrap_or_default() as u64)
     }
 
+    async fn stored(&self, after: MessageId, until: MessageId) -> Result<Vec<Stored>, EngineError> {
+        self.prepare().await?;
+        let index = self.messages();
+        let filter = format!("number > {} AND number <= {}", after.0, until.0.min(MAX_SAFE_INTEGER));
+        let mut stored = Vec::new();
+        loop {
+            let mut query = DocumentsQuery::new(&index);
+            query
+                .with_filter(&filter)
+                .with_offset(stored.len())
+                .with_limit(PAGE)
+                .with_fields(["number", "version", "workspace_id"]);
+            let page = bounded(index.get_documents_with::<StoredState>(&query)).await?.results;
+            let is_last = page.len() < PAGE;
+            stored.extend(page.into_iter().map(|document| Stored {
+                id: document.number.into(),
+                version: document.version,
+                is_findable: document.workspace_id.is_some(),
+            }));
+            if is_last {
+                break;
+            }
+        }
+        stored.sort_unstable_by_key(|stored| stored.id);
+        Ok(stored)
+    }
+
     async fn position(&self) -> Result<Option<StreamPosition>, EngineError> {
-        Ok(None)
+        Ok(self.kept::<Position>(Position::ID).await?.map(|kept| kept.position))
     }
 
     async fn incomplete(&self) -> Result<Option<String>, EngineError> {
         self.prepare().await?;
-        let state = self.state();
-        match bounded(state.get_document::<State>("state")).await {
-            Ok(state) if state.format == FORMAT => Ok(None),
-            Ok(state) => Ok(Some(format!(
-                "it has format {}, this build needs {FORMAT}",
-                state.format
-            ))),
-            Err(EngineError::Rejected(_)) => Ok(Some("the index is new".to_owned())),
-            Err(error) => Err(error),
-        }
+        Ok(match self.kept::<State>(State::ID).await? {
+            None => Some("the index is new, or was restored from a snapshot".to_owned()),
+            Some(state) if state.format != FORMAT => {
+                Some(format!("it has format {}, this build needs {FORMAT}", state.format))
+            }
+            Some(_) if self.rebuilding.load(Ordering::Acquire) => Some("a rebuild was interrupted".to_owned()),
+            Some(_) => None,
+        })
     }
 
     async fn rebuild_begin(&self) -> Result<i64, EngineError> {
         self.prepare().await?;
         let _changing = self.changing.lock().await;
+        if self.rebuilding.load(Ordering::Acquire)
+            && let Some(interrupted) = self.kept::<Rebuild>(Rebuild::ID).await?
+        {
+            return Ok(interrupted.cursor);
+        }
+        self.forget(Rebuild::ID).await?;
         self.drop_fresh().await?;
         self.prepare_index(&self.fresh_name()).await?;
+        let task = self.keep(Rebuild::at(FORMAT, 0)).await?;
+        self.finish(task).await?;
         self.rebuilding.store(true, Ordering::Release);
         Ok(0)
     }
 
-    async fn rebuild_load(&self, changes: Vec<Change>, _cursor: i64) -> Result<(), EngineError> {
+    async fn rebuild_load(&self, changes: Vec<Change>, cursor: i64) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
-        self.apply_to(&self.fresh(), &changes).await.map(drop)
+        let mark = Rebuild::at(FORMAT, cursor);
+        self.apply_to(&self.fresh(), &changes, Some(mark)).await.map(drop)
     }
 
     async fn rebuild_finish(&self) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
+        // First of all: a rebuild that were taken up after the swap would bring the old index back.
+        self.forget(Rebuild::ID).await?;
         let swap = SwapIndexes {
             indexes: (self.name.clone(), self.fresh_name()),
             rename: None,
@@ -354,12 +463,7 @@ impl SearchEngine for MeilisearchEngine {
         let task = bounded(self.client.swap_indexes([&swap])).await?;
         self.finish(task).await?;
         self.rebuilding.store(false, Ordering::Release);
-        let state = self.state();
-        let complete = [State {
-            id: "state".to_owned(),
-            format: FORMAT,
-        }];
-        let task = bounded(state.add_or_replace(&complete, Some("id"))).await?;
+        let task = self.keep(State::complete(FORMAT)).await?;
         self.finish(task).await?;
         self.drop_fresh().await
     }
@@ -367,6 +471,7 @@ impl SearchEngine for MeilisearchEngine {
     async fn rebuild_abort(&self) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
         self.rebuilding.store(false, Ordering::Release);
+        self.forget(Rebuild::ID).await?;
         self.drop_fresh().await
     }
 }

@@ -181,13 +181,19 @@ impl World {
         self.indexer.take().expect("a running indexer").kill();
     }
 
-    /// Runs a command of the indexer to its end and returns its output.
+    /// Runs a command of the indexer to its good end and returns its output.
     pub async fn command(&self, args: &[&str]) -> String {
+        let (succeeded, output) = self.try_command(args).await;
+        assert!(succeeded, "{output}");
+        output
+    }
+
+    /// Runs a command of the indexer to its end; whether it succeeded, and its output.
+    pub async fn try_command(&self, args: &[&str]) -> (bool, String) {
         let mut process = Process::start(&self.program(args, "command.log")).expect("the command");
         tokio::task::spawn_blocking(move || {
             let status = dev::wait::until(PATIENCE, "the command to end", || process.ended()).expect("an end");
-            assert!(status.success(), "{}", process.log_tail());
-            process.log_tail()
+            (status.success(), process.log_tail())
         })
         .await
         .expect("a result")
