@@ -56,6 +56,15 @@ impl Database {
             .unwrap()
     }
 
+    /// As the owner, on a single connection.
+    pub async fn single(&self) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(1)
+            .connect(&self.0.owner_url())
+            .await
+            .unwrap()
+    }
+
     /// As chat_service, with no more rights than it has.
     async fn service_pool(&self) -> PgPool {
         PgPoolOptions::new()
