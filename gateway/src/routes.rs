@@ -151,6 +151,8 @@ const TABLE: &[(&str, Access, Group, &[MethodRule])] = {
         ("/api/chat/{id}/messages/{message_id}/history",    Required, Chat, &[(GET, Read, 0)]),
         ("/api/chat/{id}/read",                             Required, Chat, &[(PUT, Send, 16 * KIB)]),
         ("/api/chat/{id}/typing",                           Required, Notify, &[(POST, Send, 16 * KIB)]),
+        ("/api/chat/{id}/presence",                         Required, Notify, &[(GET, Read, 0)]),
+        ("/api/presence",                                   Required, Notify, &[(PUT, Send, 16 * KIB)]),
         ("/api/search/messages",                            Required, Indexer, &[(GET, Search, 0)]),
         ("/events",                                         Ticket,   Notify, &[(GET, Stream, 0)]),
         ("/events/ticket",                                  Required, Notify, &[(POST, Stream, 16 * KIB)]),

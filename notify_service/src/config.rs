@@ -43,6 +43,8 @@ pub struct Config {
     pub replay: ReplayConfig,
     #[serde(default)]
     pub stream: StreamConfig,
+    #[serde(default)]
+    pub presence: PresenceConfig,
 }
 
 fn default_listen() -> SocketAddr {
@@ -153,6 +155,37 @@ impl StreamConfig {
     }
 }
 
+/// `[presence]`: who is here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PresenceConfig {
+    /// Seconds after the end of the last stream before a user is offline, 1 to 600.
+    pub linger_seconds: u64,
+    /// Seconds after which a replica that has fallen silent is forgotten, 3 to 600; it speaks three times as often.
+    pub patience_seconds: u64,
+}
+
+impl Default for PresenceConfig {
+    fn default() -> Self {
+        Self {
+            linger_seconds: 15,
+            patience_seconds: 60,
+        }
+    }
+}
+
+impl PresenceConfig {
+    /// How long a user without a stream is not yet offline.
+    pub const fn linger(&self) -> Duration {
+        Duration::from_secs(self.linger_seconds)
+    }
+
+    /// How long a replica may be silent.
+    pub const fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience_seconds)
+    }
+}
+
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         validate_serving(faults, self.listen, self.admin_listen, self.drain_seconds);
@@ -169,6 +202,8 @@ impl Validate for Config {
         faults.range("replay.concurrent", replay.concurrent, 1, 1_000);
         faults.range("replay.cache_bytes", replay.cache_bytes, 64 << 10, 64 << 30);
         self.stream.validate(faults);
+        faults.range("presence.linger_seconds", self.presence.linger_seconds, 1, 600);
+        faults.range("presence.patience_seconds", self.presence.patience_seconds, 3, 600);
     }
 }
 

@@ -6,8 +6,9 @@
 //! a few milliseconds for an event to ten thousand receivers; nothing in it waits.
 
 mod join;
+mod presence;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::ring::Ring;
 
 pub use crate::membership::LoadEnd;
 pub use join::{Begun, Fetched, Join, JoinRequest, Requested};
+pub use presence::Local;
 
 /// Most revoked sessions remembered; the oldest are forgotten first.
 const REVOKED_MAX: usize = 200_000;
@@ -82,6 +84,10 @@ struct Core {
     /// Known users without a stream, and since when.
     away: HashMap<UserId, Instant>,
     revoked: HashMap<Uuid, Instant>,
+    /// Users whose streams began, ended or changed since somebody asked.
+    moved: HashSet<UserId>,
+    /// Sessions with a stream whose user is not at the device.
+    away_sessions: HashSet<Uuid>,
 }
 
 impl Hub {
@@ -105,6 +111,8 @@ impl Hub {
                 next_id: 1,
                 away: HashMap::new(),
                 revoked: HashMap::new(),
+                moved: HashSet::new(),
+                away_sessions: HashSet::new(),
             }),
             doubted: Notify::new(),
             replay: config.replay.clone(),
@@ -369,6 +377,7 @@ impl Hub {
                 core.forget(user);
             }
         }
+        core.moves(user, connection.owner.session);
     }
 
     /// Takes no more streams and gives those there are, to be closed one after the other.

@@ -18,6 +18,7 @@ pub mod hub;
 pub mod membership;
 pub mod metrics;
 pub mod positions;
+pub mod presence;
 pub mod repositories;
 pub mod ring;
 pub mod services;
@@ -35,6 +36,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(handlers::stream::events))
         .routes(routes!(handlers::tickets::create_ticket))
         .routes(routes!(handlers::typing::typing))
+        .routes(routes!(handlers::presence::chat_presence))
+        .routes(routes!(handlers::presence::declare_presence))
 }
 
 /// The OpenAPI document of these routes, to be merged into the public one.

@@ -20,7 +20,9 @@ use notify_service::connection::End;
 use notify_service::consumer::Consumer;
 use notify_service::hub::Hub;
 use notify_service::metrics::Metrics;
+use notify_service::services::access::Access;
 use notify_service::services::loader::Loader;
+use notify_service::services::presence::Presence;
 use notify_service::services::replay::Replay;
 use notify_service::services::streams::Streams;
 use notify_service::services::tickets::Tickets;
@@ -31,6 +33,9 @@ use notify_service::{AppState, ephemeral, router};
 const SWEEP: Duration = Duration::from_secs(5);
 /// Time for the answers in flight after the last stream has been closed.
 const AFTER_DRAIN: Duration = Duration::from_secs(5);
+
+/// Time to say that nobody is seen here any more.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Live delivery for Fechatter.
 #[derive(Parser)]
@@ -95,7 +100,14 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     );
     let consumer_condition = consumer.condition();
     let consuming = consumer.spawn();
-    tokio::spawn(ephemeral::receive(client.clone(), Arc::clone(&hub), stop.clone()));
+    let access = Access {
+        pool: pool.clone(),
+        hub: Arc::clone(&hub),
+    };
+    let presence = Presence::new(client.clone(), access.clone(), config.presence.clone());
+    let receiving = ephemeral::receive(client.clone(), Arc::clone(&hub), presence.clone(), stop.clone());
+    tokio::spawn(receiving);
+    let presence_said = tokio::spawn(presence.clone().run(stop.clone()));
     tokio::spawn(sweep(Arc::clone(&hub), stop.clone()));
 
     let state = AppState {
@@ -109,7 +121,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             replay: Arc::new(Replay::new(context.clone(), Arc::clone(&hub), &config.replay)),
         },
         tickets: Tickets::new(context, Arc::clone(&hub), config.nats.stream_replicas),
-        typing: Typing::new(client.clone(), pool.clone(), Arc::clone(&hub)),
+        presence,
+        typing: Typing::new(client.clone(), access),
     };
     let health_pool = pool.clone();
     let checks = health::Checks::default()
@@ -152,6 +165,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         () = serve::serve(listener, app, shutdown, options) => {
             stop.cancel();
             consumer_guard.await?;
+            // Its last words; a process that is killed is forgotten a little later.
+            let _ = tokio::time::timeout(LAST_WORDS, presence_said).await;
         }
         result = &mut consumer_guard => result?,
     }

@@ -3,6 +3,7 @@
 use axum::extract::FromRef;
 use service_runtime::auth::Authenticator;
 
+use crate::services::presence::Presence;
 use crate::services::streams::Streams;
 use crate::services::tickets::Tickets;
 use crate::services::typing::Typing;
@@ -11,6 +12,7 @@ use crate::services::typing::Typing;
 #[derive(Debug, Clone)]
 pub struct AppState {
     pub authenticator: Authenticator,
+    pub presence: Presence,
     pub streams: Streams,
     pub tickets: Tickets,
     pub typing: Typing,

@@ -1,5 +1,6 @@
 //! HTTP: extract, call one service method, answer.
 
+pub mod presence;
 pub mod stream;
 pub mod tickets;
 pub mod typing;

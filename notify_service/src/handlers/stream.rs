@@ -59,7 +59,7 @@ pub struct StreamEvent {
 }
 
 /// The types of events that are not stored.
-const UNSTORED: [&str; 6] = ["ready", "resumed", "gap", "caught_up", "reauth", "typing"];
+const UNSTORED: [&str; 7] = ["ready", "resumed", "gap", "caught_up", "reauth", "typing", "presence"];
 
 /// The name of an event's type.
 #[derive(Debug)]

@@ -248,5 +248,6 @@ impl Core {
         siblings.push(Arc::clone(connection));
         self.streams += 1;
         self.away.remove(&owner.user);
+        self.moves(owner.user, owner.session);
     }
 }

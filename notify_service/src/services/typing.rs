@@ -5,15 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use fechatter_core::problem::Code;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
-use service_runtime::{ApiError, ApiResult};
-use sqlx::PgPool;
+use service_runtime::ApiResult;
 use tokio::time::Instant;
 
+use super::access::Access;
 use crate::ephemeral::{self, Typing as TypingSignal};
-use crate::hub::Hub;
-use crate::repositories;
 
 /// A user who goes on typing is told of once in so long.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -24,25 +21,23 @@ const REMEMBERED_MAX: usize = 100_000;
 #[derive(Debug, Clone)]
 pub struct Typing {
     client: async_nats::Client,
-    pool: PgPool,
-    hub: Arc<Hub>,
+    access: Access,
     told: Arc<Mutex<HashMap<(ChatId, UserId), Instant>>>,
 }
 
 impl Typing {
     /// Sends by `client`.
-    pub fn new(client: async_nats::Client, pool: PgPool, hub: Arc<Hub>) -> Self {
+    pub fn new(client: async_nats::Client, access: Access) -> Self {
         Self {
             client,
-            pool,
-            hub,
+            access,
             told: Arc::default(),
         }
     }
 
     /// Tells the others in the chat that the user is typing. Told too often, or while NATS is away, it is dropped.
     pub async fn tell(&self, user: UserId, workspace: WorkspaceId, chat: ChatId) -> ApiResult<()> {
-        self.authorise(user, workspace, chat).await?;
+        self.access.member(user, workspace, chat).await?;
         if !self.is_due(chat, user) || self.client.connection_state() != State::Connected {
             return Ok(());
         }
@@ -56,31 +51,6 @@ impl Typing {
         )
         .await;
         Ok(())
-    }
-
-    async fn authorise(&self, user: UserId, workspace: WorkspaceId, chat: ChatId) -> ApiResult<()> {
-        // Whoever has a stream is known; nobody else types.
-        if self.hub.is_member(user, chat) == Some(true) {
-            return Ok(());
-        }
-        let standing = repositories::membership::standing(&self.pool, user, workspace, chat)
-            .await
-            .map_err(|error| {
-                if migrations::is_away(&error) {
-                    tracing::error!(%error, "database away");
-                    ApiError::unavailable("Your chats could not be looked up; try again soon.", 2)
-                } else {
-                    ApiError::internal(&error)
-                }
-            })?;
-        match standing {
-            Some(standing) if standing.is_member => Ok(()),
-            Some(standing) if standing.is_public => Err(ApiError::new(
-                Code::Forbidden,
-                "Join the channel first: POST /api/chat/{id}/join.",
-            )),
-            _ => Err(ApiError::new(Code::NotFound, "There is no such chat.")),
-        }
     }
 
     fn is_due(&self, chat: ChatId, user: UserId) -> bool {

@@ -3,6 +3,7 @@
 mod chaos;
 mod delivery;
 mod endings;
+mod presence;
 mod scale;
 mod tickets;
 mod typing;

@@ -1,5 +1,6 @@
 //! What a device does.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use fechatter_core::token::Claims;
@@ -26,6 +27,8 @@ pub struct Sse {
     pub headers: reqwest::header::HeaderMap,
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     buffer: Vec<u8>,
+    /// `presence` events that nobody has asked for yet: they come when they come, between the others.
+    presences: VecDeque<Frame>,
     /// The last event id, as `EventSource` keeps it.
     pub cursor: Option<String>,
     pub heartbeats: usize,
@@ -99,6 +102,7 @@ impl Sse {
             headers: answer.headers().clone(),
             bytes: answer.bytes_stream().boxed(),
             buffer: Vec::new(),
+            presences: VecDeque::new(),
             cursor: None,
             heartbeats: 0,
             retry: None,
@@ -141,7 +145,39 @@ impl Sse {
         frames
     }
 
+    /// The next `presence` event, as (user, status); the events before it must have been read.
+    pub async fn presence(&mut self) -> (i64, String) {
+        while self.presences.is_empty() {
+            let other = tokio::time::timeout(PATIENCE, self.read_one())
+                .await
+                .expect("presence in time");
+            let frame = other.expect("an open stream");
+            assert_eq!(frame.event, "presence", "{frame:?}");
+            self.presences.push_back(frame);
+        }
+        let frame = self.presences.pop_front().expect("an event");
+        assert_eq!(frame.id, None);
+        let status = frame.data["status"].as_str().expect("a status").to_owned();
+        assert_eq!(frame.data["last_seen_at"].is_string(), status == "offline", "{frame:?}");
+        (frame.data["user_id"].as_i64().expect("a user"), status)
+    }
+
+    /// The `presence` events that have come and not been read.
+    pub const fn presences(&self) -> &VecDeque<Frame> {
+        &self.presences
+    }
+
     async fn read(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.read_one().await?;
+            if frame.event != "presence" {
+                return Some(frame);
+            }
+            self.presences.push_back(frame);
+        }
+    }
+
+    async fn read_one(&mut self) -> Option<Frame> {
         loop {
             while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
