@@ -185,13 +185,16 @@ pub fn generate(dir: &Path) -> anyhow::Result<PathBuf> {
         OffsetDateTime::now_utc().unix_timestamp(),
         &random[..12]
     ));
+    // Under another name first: a replica that reads the folder meanwhile finds a whole key or none.
+    let unfinished = path.with_extension("unfinished");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&path)?;
+        .open(&unfinished)?;
     file.write_all(pem::encode(&pem::Pem::new(PEM_TAG, pkcs8.as_ref())).as_bytes())?;
     file.sync_all()?;
+    std::fs::rename(&unfinished, &path)?;
     Ok(path)
 }
 

@@ -1,14 +1,14 @@
 //! Extractors whose rejections are problems with the field that is wrong.
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequest, Request};
 use axum::response::{IntoResponse, Response};
 use fechatter_core::problem::{Code, Problem};
 use http::request::Parts;
 use http::{HeaderMap, header};
-use serde::Serialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::ApiError;
@@ -37,6 +37,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 _ => ApiError::new(Code::BadRequest, "The body could not be read to its end."),
             })?;
         parse_json(&bytes).map(Self).map_err(ApiError::from)
+    }
+}
+
+/// A body that may be absent: `None` when it is empty.
+impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Option<Self>, ApiError> {
+        if request.body().is_end_stream() {
+            return Ok(None);
+        }
+        <Self as FromRequest<S>>::from_request(request, state).await.map(Some)
     }
 }
 
@@ -69,31 +81,76 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
                 .iter()
                 .any(|error| error.detail.contains("floating point")) =>
         {
-            let with_integers = serde_json::from_slice(bytes).ok().map(integers);
-            with_integers
-                .and_then(|value| serde_json::from_value(value).ok())
+            let lenient = serde_json::from_slice::<Lenient>(bytes).ok();
+            lenient
+                .and_then(|Lenient(value)| serde_json::from_value(value).ok())
                 .ok_or(problem)
         }
         result => result,
     }
 }
 
-/// Makes integers of the numbers that are some, as far as they are exact.
-fn integers(value: Value) -> Value {
-    match value {
-        Value::Number(number) => match number.as_f64() {
-            #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough to be exact")]
-            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0 => {
-                (float as i64).into()
+/// Any JSON in which whole numbers are integers, however they are written, as far as they are exact. A member that comes
+/// twice is refused, as everywhere.
+struct Lenient(Value);
+
+impl<'de> Deserialize<'de> for Lenient {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LenientVisitor).map(Self)
+    }
+}
+
+struct LenientVisitor;
+
+impl<'de> Visitor<'de> for LenientVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough to be exact")]
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        let is_whole = value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0;
+        Ok(if is_whole { (value as i64).into() } else { value.into() })
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Lenient(item)) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(items.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut members = serde_json::Map::new();
+        while let Some((name, Lenient(member))) = access.next_entry::<String, Lenient>()? {
+            if members.insert(name, member).is_some() {
+                return Err(serde::de::Error::custom("a member that comes twice"));
             }
-            _ => Value::Number(number),
-        },
-        Value::Array(items) => items.into_iter().map(integers).collect(),
-        Value::Object(members) => members
-            .into_iter()
-            .map(|(name, value)| (name, integers(value)))
-            .collect(),
-        other => other,
+        }
+        Ok(members.into())
     }
 }
 
@@ -206,6 +263,7 @@ mod tests {
             &br#"{"ids":[1.5]}"#[..],
             br#"{"ids":[1e300]}"#,
             br#"{"ids":[1.0],"x":1}"#,
+            br#"{"ids":[1.0],"ids":"x","ids":[3]}"#,
         ] {
             assert_eq!(parse_json::<Body>(bad).unwrap_err().code, Code::ValidationFailed);
         }

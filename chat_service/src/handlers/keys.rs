@@ -26,7 +26,7 @@ struct JsonWebKey {
     alg: String,
     #[schema(example = "sig")]
     r#use: String,
-    #[schema(example = "20261123T100000Z-1f0c6e2d")]
+    #[schema(example = "1795428000-1f0c6e2d9a3b")]
     kid: String,
     #[schema(example = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")]
     x: String,

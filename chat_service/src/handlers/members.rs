@@ -8,7 +8,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use service_runtime::ApiResult;
 use service_runtime::auth::Caller;
-use service_runtime::extract::{Json, Path, Query, parse_json};
+use service_runtime::extract::{Json, Path, Query};
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::{IntoParams, ToSchema};
 
@@ -92,19 +92,18 @@ pub async fn remove_members(
     caller: Caller,
     Path(id): Path<ChatId>,
     Query(query): Query<RemoveQuery>,
-    body: axum::body::Bytes,
+    body: Option<Json<MembersRequest>>,
 ) -> ApiResult<StatusCode> {
-    let ids = match query.member_ids {
-        Some(list) => parse_ids(&list)?,
-        None if body.is_empty() => {
-            return Err(Problem::field(
-                "member_ids",
-                "required",
-                "say whom to remove, in the body or as ?member_ids=1,2",
-            )
-            .into());
+    let in_query = query.member_ids.as_deref().map(parse_ids).transpose()?;
+    let invalid = |code, detail| Problem::field("member_ids", code, detail);
+    let ids = match (in_query, body.map(|Json(request)| request.member_ids)) {
+        (Some(query), Some(body)) if query != body => {
+            return Err(invalid("invalid", "body and parameter name different members").into());
         }
-        None => parse_json::<MembersRequest>(&body)?.member_ids,
+        (Some(ids), _) | (None, Some(ids)) => ids,
+        (None, None) => {
+            return Err(invalid("required", "say whom to remove, in the body or as ?member_ids=1,2").into());
+        }
     };
     members.remove((&caller).into(), id, &ids).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use fechatter_core::problem::Problem;
 use fechatter_core::schema;
-use fechatter_core::wire::{ChatView, MessageView};
+use fechatter_core::wire::{ChatView, MessageView, Page};
 use fechatter_core::{ChatId, MessageId};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use service_runtime::extract::{Json, Path, Query};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
+use super::ListQuery;
 use crate::services::messages::MessageService;
 
 /// A new message.
@@ -76,12 +77,6 @@ pub struct MessageVersion {
     written_at: OffsetDateTime,
 }
 
-/// All contents a message had, oldest first; the last is the present one.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct MessageHistory {
-    items: Vec<MessageVersion>,
-}
-
 /// Messages of a chat.
 #[utoipa::path(get, path = "/api/chat/{id}/messages", tag = "messages", operation_id = "list_messages", extensions(("x-problem-codes" = json!(["forbidden"]))),
     params(("id" = ChatId, Path, description = "The chat."), MessagesQuery), security(("bearer" = [])),
@@ -127,10 +122,14 @@ pub async fn send_message(
 
 fn idempotency_key(headers: &HeaderMap, in_body: Option<String>) -> Result<Option<String>, Problem> {
     let invalid = |detail| Problem::field("idempotency_key", "invalid", detail);
-    let in_header = match headers.get("idempotency-key") {
-        Some(value) => Some(value.to_str().map_err(|_| invalid("printable ASCII only"))?.to_owned()),
-        None => None,
-    };
+    let mut in_header: Option<String> = None;
+    for value in headers.get_all("idempotency-key") {
+        let key = value.to_str().map_err(|_| invalid("printable ASCII only"))?;
+        if in_header.as_ref().is_some_and(|first| first != key) {
+            return Err(invalid("one header, one key"));
+        }
+        in_header = Some(key.to_owned());
+    }
     match (in_header, in_body) {
         (Some(header), Some(body)) if header != body => Err(invalid("header and body name different keys")),
         (header, body) => Ok(header.or(body)),
@@ -169,15 +168,20 @@ pub async fn delete_message(
 
 /// What a message said before it was edited.
 #[utoipa::path(get, path = "/api/chat/{id}/messages/{message_id}/history", tag = "messages", operation_id = "message_history", extensions(("x-problem-codes" = json!(["forbidden"]))),
-    params(("id" = ChatId, Path, description = "The chat."), ("message_id" = MessageId, Path, description = "The message.")), security(("bearer" = [])),
-    responses((status = 200, description = "All contents, oldest first", body = MessageHistory)))]
+    params(("id" = ChatId, Path, description = "The chat."), ("message_id" = MessageId, Path, description = "The message."), ListQuery),
+    security(("bearer" = [])),
+    responses((status = 200, description = "All contents, oldest first; the last of the last page is the present one", body = Page<MessageVersion>)))]
 pub async fn message_history(
     State(messages): State<MessageService>,
     caller: Caller,
     Path((id, message_id)): Path<(ChatId, MessageId)>,
-) -> ApiResult<Json<MessageHistory>> {
-    let edits = messages.history((&caller).into(), id, message_id).await?;
-    let items = edits
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<Page<MessageVersion>>> {
+    let page = messages
+        .history((&caller).into(), id, message_id, query.cursor.as_deref(), query.limit)
+        .await?;
+    let items = page
+        .items
         .into_iter()
         .map(|edit| MessageVersion {
             version: edit.version,
@@ -185,7 +189,7 @@ pub async fn message_history(
             written_at: edit.written_at,
         })
         .collect();
-    Ok(Json(MessageHistory { items }))
+    Ok(Json(Page { items, next: page.next }))
 }
 
 /// Moves the caller's read cursor forward.

@@ -73,17 +73,16 @@ impl Members<'_> {
         .collect())
     }
 
-    /// Holds these memberships until the transaction ends, so that whoever is sending finishes first. Call before
-    /// locking the chat.
-    pub async fn lock_for_removal(&mut self, chat: ChatId, ids: &[i64]) -> Result<(), Error> {
-        sqlx::query!(
+    /// Holds these memberships until the transaction ends, so that whoever is sending finishes first, and says whose there
+    /// are. Call before locking the chat; one that is not there yet is not held, and must not be taken after it.
+    pub async fn lock_for_removal(&mut self, chat: ChatId, ids: &[i64]) -> Result<Vec<i64>, Error> {
+        Ok(sqlx::query_scalar!(
             "SELECT user_id FROM chat_members WHERE chat_id = $1 AND user_id = ANY($2) ORDER BY user_id FOR UPDATE",
             chat.0,
             ids
         )
         .fetch_all(&mut *self.0)
-        .await?;
-        Ok(())
+        .await?)
     }
 
     /// Holds one membership against removal until the transaction ends. Call before locking the chat.

@@ -252,12 +252,15 @@ impl Messages<'_> {
         Ok(())
     }
 
-    /// Earlier contents, oldest first.
-    pub async fn history(&mut self, message: MessageId) -> Result<Vec<EditRow>, Error> {
+    /// Earlier contents after a version, oldest first.
+    pub async fn history(&mut self, message: MessageId, after: i64, limit: i64) -> Result<Vec<EditRow>, Error> {
         Ok(sqlx::query_as!(
             EditRow,
-            "SELECT version, content, written_at FROM message_edits WHERE message_id = $1 ORDER BY version LIMIT 1000",
-            message.0
+            "SELECT version, content, written_at FROM message_edits WHERE message_id = $1 AND version > $2
+             ORDER BY version LIMIT $3",
+            message.0,
+            after,
+            limit
         )
         .fetch_all(&mut *self.0)
         .await?)

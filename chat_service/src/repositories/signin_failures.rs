@@ -10,6 +10,8 @@ pub struct SigninFailures<'c>(pub(super) &'c mut PgConnection);
 /// How often a subject failed, and when it did last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failures {
+    /// Of an account, else of an address.
+    pub is_account: bool,
     pub count: i32,
     pub last: OffsetDateTime,
 }
@@ -19,7 +21,7 @@ impl SigninFailures<'_> {
     pub async fn of(&mut self, email: &str, address: Option<&str>) -> Result<Vec<Failures>, Error> {
         Ok(sqlx::query_as!(
             Failures,
-            r#"SELECT failures AS count, last_failed_at AS last FROM signin_failures
+            r#"SELECT subject LIKE 'account:%' AS "is_account!", failures AS count, last_failed_at AS last FROM signin_failures
                WHERE subject IN ('account:' || lower($1), 'address:' || $2)"#,
             email,
             address
@@ -74,14 +76,22 @@ impl SigninFailures<'_> {
         Ok(())
     }
 
-    /// Forgets an account's failures.
-    pub async fn forgive_account(&mut self, email: &str) -> Result<(), Error> {
+    /// Forgets an account's failures, and half of those of the address that it succeeded from.
+    pub async fn forgive(&mut self, email: &str, address: Option<&str>) -> Result<(), Error> {
         sqlx::query!(
             "DELETE FROM signin_failures WHERE subject = 'account:' || lower($1)",
             email
         )
         .execute(&mut *self.0)
         .await?;
+        if let Some(address) = address {
+            sqlx::query!(
+                "UPDATE signin_failures SET failures = failures / 2 WHERE subject = 'address:' || $1 AND failures > 1",
+                address
+            )
+            .execute(&mut *self.0)
+            .await?;
+        }
         Ok(())
     }
 

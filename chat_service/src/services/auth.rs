@@ -23,8 +23,10 @@ use crate::repositories::users::NewUser;
 use crate::repositories::{Repositories, Store, UnitOfWork};
 use crate::signing_keys::SigningKeys;
 
-/// Failures after which sign-ins are slowed down.
+/// Failures after which sign-ins of an account are slowed down.
 const FREE_FAILURES: i32 = 5;
+/// The same for an address, which a whole office may share.
+const ADDRESS_FREE_FAILURES: i32 = 50;
 /// Longest time between two attempts, in seconds.
 const SLOWEST_SECONDS: i64 = 15 * 60;
 /// Two refreshes of one token within this time are a client's race, not a theft.
@@ -167,7 +169,8 @@ impl AuthService {
         if !user::is_email(email) || password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
             return Err(Error::InvalidCredentials);
         }
-        let address = origin.address.as_deref();
+        let network = origin.address.as_deref().map(network);
+        let address = network.as_deref();
         let mut connection = self.store.connection().await?;
         let failures = connection.signin_failures().of(email, address).await?;
         if let Some(seconds) = slow_down(&failures, OffsetDateTime::now_utc()) {
@@ -220,7 +223,7 @@ impl AuthService {
         if let Some(hash) = rehashed {
             unit.users().set_password_hash(user.view.id, &hash).await?;
         }
-        unit.signin_failures().forgive_account(email).await?;
+        unit.signin_failures().forgive(email, address).await?;
         let tokens = self.open_session(&mut unit, user.view, origin).await?;
         unit.commit().await?;
         Ok(tokens)
@@ -334,13 +337,28 @@ impl AuthService {
     }
 }
 
-/// Seconds until the next attempt is welcome: 1, 2, 4 … after five failures, at most 15 minutes.
+/// What counts as one address: of IPv6 the /64, of which a host has all.
+fn network(address: &str) -> String {
+    match address.parse() {
+        Ok(std::net::IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{}/64", std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        _ => address.to_owned(),
+    }
+}
+
+/// Seconds until the next attempt is welcome: 1, 2, 4 … after the free failures, at most 15 minutes.
 fn slow_down(failures: &[Failures], now: OffsetDateTime) -> Option<u64> {
     failures
         .iter()
-        .filter(|failures| failures.count >= FREE_FAILURES)
         .filter_map(|failures| {
-            let doublings = u32::try_from(failures.count - FREE_FAILURES).unwrap_or(0).min(20);
+            let free = if failures.is_account {
+                FREE_FAILURES
+            } else {
+                ADDRESS_FREE_FAILURES
+            };
+            let doublings = u32::try_from(failures.count - free).ok()?.min(20);
             let wait = Duration::seconds((1_i64 << doublings).min(SLOWEST_SECONDS));
             let left = failures.last + wait - now;
             // Whole seconds, rounded up: a client that waits as told is not told again.
@@ -359,13 +377,38 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let after = |count, seconds| {
             let last = now - Duration::seconds(seconds);
-            slow_down(&[Failures { count, last }], now)
+            let is_account = true;
+            slow_down(
+                &[Failures {
+                    is_account,
+                    count,
+                    last,
+                }],
+                now,
+            )
         };
         assert_eq!(after(4, 0), None);
         assert_eq!(after(5, 0), Some(2));
         assert_eq!(after(8, 0), Some(9));
         assert_eq!(after(1_000, 0), Some(901));
         assert_eq!(after(5, 2), None);
+        let office = Failures {
+            is_account: false,
+            count: ADDRESS_FREE_FAILURES - 1,
+            last: now,
+        };
+        assert_eq!(slow_down(&[office], now), None);
+        let attack = Failures {
+            count: ADDRESS_FREE_FAILURES,
+            ..office
+        };
+        assert_eq!(slow_down(&[attack], now), Some(2));
+    }
+
+    #[test]
+    fn an_address_is_a_host() {
+        assert_eq!(network("203.0.113.7"), "203.0.113.7");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
     }
 
     #[test]

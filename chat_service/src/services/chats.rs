@@ -143,6 +143,9 @@ impl ChatService {
         let name = request.name.unwrap_or_else(|| row.shared.name.clone());
         let description = request.description.unwrap_or_else(|| row.shared.description.clone());
         check_texts(row.shared.kind, name.as_deref(), description.as_deref()).finish()?;
+        if name == row.shared.name && description == row.shared.description {
+            return Ok(row.into_view());
+        }
         unit.chats()
             .update(chat, name.as_deref(), description.as_deref())
             .await?;

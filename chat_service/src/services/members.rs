@@ -80,7 +80,11 @@ impl MemberService {
     /// Leaves a chat. When the owner leaves, the member of longest standing inherits; the last one out ends the chat.
     pub async fn leave(&self, actor: Actor, chat: ChatId) -> Result<(), Error> {
         let mut unit = self.store.begin().await?;
-        unit.members().lock_for_removal(chat, &[actor.user.0]).await?;
+        let locked = unit.members().lock_for_removal(chat, &[actor.user.0]).await?;
+        if locked.is_empty() {
+            access::member(&mut unit, actor, chat).await?;
+            return Err(Error::Conflict("You joined at this moment; try again."));
+        }
         let row = access::locked_member(&mut unit, actor, chat).await?;
         if !row.shared.kind.has_changing_members() {
             return Err(MembershipRule::SingleIsFixed.into());
@@ -111,7 +115,14 @@ impl MemberService {
         let mut unit = self.store.begin().await?;
         // Nobody else's locks for who may not do this; the locks may have waited, so that it is asked twice.
         access::owner(&access::member(&mut unit, actor, chat).await?, actor)?;
-        unit.members().lock_for_removal(chat, &ids).await?;
+        let locked = unit.members().lock_for_removal(chat, &ids).await?;
+        if let Some(missing) = first_missing(&ids, &locked) {
+            return Err(Error::field(
+                "member_ids",
+                "not_a_member",
+                format!("user {missing} is not a member of this chat"),
+            ));
+        }
         let row = access::locked_member(&mut unit, actor, chat).await?;
         access::owner(&row, actor)?;
         if !row.shared.kind.has_changing_members() {

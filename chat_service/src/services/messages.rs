@@ -2,7 +2,7 @@
 
 use fechatter_core::events::{EventType, MessageEvent, ReadEvent, shard_of};
 use fechatter_core::message::{check_content, is_idempotency_key};
-use fechatter_core::wire::{ChatView, MessageView};
+use fechatter_core::wire::{ChatView, MessageView, Page};
 use fechatter_core::{ChatId, MessageId};
 use sha2::{Digest, Sha256};
 
@@ -204,7 +204,15 @@ impl MessageService {
     }
 
     /// Earlier contents and the present one, oldest first. A deleted message has none to show.
-    pub async fn history(&self, actor: Actor, chat: ChatId, message: MessageId) -> Result<Vec<EditRow>, Error> {
+    pub async fn history(
+        &self,
+        actor: Actor,
+        chat: ChatId,
+        message: MessageId,
+        cursor: Option<&str>,
+        limit: Option<i64>,
+    ) -> Result<Page<EditRow>, Error> {
+        let (after, limit) = (page::cursor(cursor, 0)?, page::limit(limit)?);
         let mut connection = self.store.connection().await?;
         access::member(&mut connection, actor, chat).await?;
         let row = connection
@@ -215,13 +223,15 @@ impl MessageService {
         let Some(content) = row.view.content else {
             return Err(Error::NotFound("message"));
         };
-        let mut edits = connection.messages().history(message).await?;
-        edits.push(EditRow {
-            version: row.version,
-            content,
-            written_at: row.view.edited_at.unwrap_or(row.view.created_at),
-        });
-        Ok(edits)
+        let mut versions = connection.messages().history(message, after, limit + 1).await?;
+        if row.version > after {
+            versions.push(EditRow {
+                version: row.version,
+                content,
+                written_at: row.view.edited_at.unwrap_or(row.view.created_at),
+            });
+        }
+        Ok(page::page(versions, limit, |version| version.version))
     }
 
     /// Moves the actor's read cursor forward; a smaller `seq` leaves it where it is.

@@ -161,7 +161,11 @@ fn check_role_change(own: &UserRow, other: &UserRow, role: Role) -> Result<(), E
             Err(Error::Forbidden("Only the owner hands the workspace over."))
         }
         Role::Owner => Ok(()),
-        _ if own.view.role.manages_workspace() => Ok(()),
-        _ => Err(Error::Forbidden("Only an owner or admin changes roles.")),
+        _ if !own.view.role.manages_workspace() => Err(Error::Forbidden("Only an owner or admin changes roles.")),
+        // As for deactivation: nobody takes from their equals.
+        _ if own.view.id != other.view.id && own.view.role <= other.view.role => {
+            Err(Error::Forbidden("Only somebody above that user may do this."))
+        }
+        _ => Ok(()),
     }
 }

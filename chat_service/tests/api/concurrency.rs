@@ -157,3 +157,45 @@ async fn members_who_part_in_circles_do_not_block_each_other() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_joins_leaves_and_sends_at_once_disturbs_nobody() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (restless, calm) = (app.member(&owner).await, app.member(&owner).await);
+    let chat = owner.chat("public_channel", &[&calm]).await;
+    let path = |what: &str| format!("/api/chat/{chat}/{what}");
+    let storm = (0..8).map(|number| {
+        let (restless, paths) = (restless.clone(), [path("join"), path("leave"), path("messages")]);
+        tokio::spawn(async move {
+            for round in 0..20 {
+                let path = &paths[(number + round) % 3];
+                let answer = restless
+                    .post(
+                        path,
+                        if path.ends_with("messages") {
+                            json!({"content": "x"})
+                        } else {
+                            json!({})
+                        },
+                    )
+                    .await;
+                assert_ne!(answer.0, StatusCode::SERVICE_UNAVAILABLE, "{path}: {answer:?}");
+                assert!(!answer.0.is_server_error(), "{path}: {answer:?}");
+            }
+        })
+    });
+    let storm: Vec<_> = storm.collect();
+    for number in 0..40 {
+        calm.say(chat, &format!("calm {number}")).await;
+    }
+    for task in join_all(storm).await {
+        task.unwrap();
+    }
+    let deadlocks: i64 =
+        sqlx::query_scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            .fetch_one(&app.owner)
+            .await
+            .unwrap();
+    assert_eq!(deadlocks, 0);
+}

@@ -175,6 +175,16 @@ async fn edits_keep_history_and_deletion_leaves_a_tombstone() {
     assert_eq!((status, edited["content"].as_str()), (StatusCode::OK, Some("second")));
     assert!(edited["edited_at"].is_string());
     let (_, history) = carol.get(&format!("{path}/history")).await;
+    // Page by page it is the same.
+    let mut paged = Vec::new();
+    let mut query = "?limit=1".to_owned();
+    loop {
+        let (_, page) = carol.get(&format!("{path}/history{query}")).await;
+        paged.extend(page["items"].as_array().unwrap().iter().cloned());
+        let Some(next) = page["next"].as_str() else { break };
+        query = format!("?limit=1&cursor={next}");
+    }
+    assert_eq!(&paged, history["items"].as_array().unwrap());
     let contents: Vec<&str> = history["items"]
         .as_array()
         .unwrap()

@@ -44,6 +44,24 @@ async fn malformed_requests_are_told_apart() {
     let nobody = answer(app.http.delete(&members).bearer_auth(&owner.token)).await;
     assert_problem(&nobody, 422, "validation_failed");
     assert_eq!(nobody.1["errors"][0]["field"], "member_ids");
+    let delete = || {
+        app.http
+            .delete(format!("{members}?member_ids=1"))
+            .bearer_auth(&owner.token)
+    };
+    let other = delete().json(&json!({"member_ids": [2]}));
+    assert_problem(&answer(other).await, 422, "validation_failed");
+    let broken = delete()
+        .header("content-type", "application/json")
+        .body("{\"member_ids\":");
+    assert_problem(&answer(broken).await, 400, "malformed_json");
+    let text = delete().header("content-type", "text/plain").body("x");
+    assert_problem(&answer(text).await, 415, "unsupported_media_type");
+    let keys = json_post()
+        .body("{\"content\":\"x\"}")
+        .header("idempotency-key", "a")
+        .header("idempotency-key", "b");
+    assert_problem(&answer(keys).await, 422, "validation_failed");
     let huge = format!("{{\"content\":\"{}\"}}", "x".repeat(2_000_000));
     assert_problem(&answer(json_post().body(huge)).await, 413, "payload_too_large");
     assert_problem(

@@ -35,6 +35,13 @@ async fn roles_are_given_by_those_above() {
         admin.patch(&path(bob.id), json!({"role": "admin"})).await.0,
         StatusCode::OK
     );
+    // Equals now: one cannot take the other down, by role or by deactivation.
+    for refused in [
+        admin.patch(&path(bob.id), json!({"role": "member"})).await,
+        admin.delete(&path(bob.id)).await,
+    ] {
+        assert_problem(&refused, 403, "forbidden");
+    }
     assert_eq!(
         owner.patch(&path(bob.id), json!({"role": "owner"})).await.0,
         StatusCode::OK
