@@ -176,7 +176,7 @@ impl Record {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const PATIENCE: Duration = Duration::from_mins(1);
 
     fn sighting(replica: u128, status: Status) -> Sighting {
         Sighting {
