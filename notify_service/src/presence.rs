@@ -17,6 +17,7 @@ const REMEMBERED_MAX: usize = 500_000;
 /// Whether a user is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = PresenceStatus)]
 pub enum Status {
     /// No live stream.
     Offline,
