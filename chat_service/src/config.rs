@@ -71,6 +71,10 @@ pub struct Auth {
     /// Life of an unused refresh token, 1 hour to 90 days, in seconds.
     #[serde(default = "default_refresh_seconds")]
     pub refresh_seconds: i64,
+    /// Seconds that replicas have to publish a new signing key before it signs, 0 to 3,600; more than a mounted secret takes
+    /// to reach all of them.
+    #[serde(default = "default_key_activation_seconds")]
+    pub key_activation_seconds: i64,
     /// Longest life of a session however often it is refreshed, 1 hour to 366 days, in seconds.
     #[serde(default = "default_session_seconds")]
     pub session_seconds: i64,
@@ -86,6 +90,10 @@ const fn default_access_seconds() -> i64 {
 
 const fn default_refresh_seconds() -> i64 {
     14 * 24 * 3_600
+}
+
+const fn default_key_activation_seconds() -> i64 {
+    120
 }
 
 const fn default_session_seconds() -> i64 {
@@ -128,6 +136,12 @@ impl Validate for Config {
         faults.required("auth.audience", &self.auth.audience);
         faults.range("auth.access_seconds", self.auth.access_seconds, 60, ACCESS_SECONDS_MAX);
         faults.range("auth.refresh_seconds", self.auth.refresh_seconds, 3_600, 90 * 86_400);
+        faults.range(
+            "auth.key_activation_seconds",
+            self.auth.key_activation_seconds,
+            0,
+            3_600,
+        );
         faults.range("auth.session_seconds", self.auth.session_seconds, 3_600, 366 * 86_400);
         faults.range("passwords.memory_kib", self.passwords.memory_kib, 19_456, 1_048_576);
         faults.range("passwords.iterations", self.passwords.iterations, 2, 20);

@@ -82,7 +82,7 @@ fn new_key(dir: &Path) -> ExitCode {
 async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
     process.delay_shutdown(config.drain_delay_ms);
     let (draining, shutdown) = (process.draining, process.shutdown);
-    let keys = SigningKeys::open(&config.auth.keys_dir)?;
+    let keys = SigningKeys::open(&config.auth.keys_dir, config.auth.key_activation_seconds)?;
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
     let observed = (pool.clone(), pool.clone());
     observability::pool::observe(observability::pool::Pool {
@@ -106,6 +106,8 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
 
     tokio::spawn(state.sessions.clone().keep_tidy(shutdown.clone()));
 
+    let watched_pool = pool.clone();
+    let database = health::Watch::spawn(move || migrations::check(watched_pool.clone()), shutdown.clone());
     let health_pool = pool.clone();
     let checks = health::Checks::default()
         .with("postgres", Status::Down, move || migrations::check(health_pool.clone()))
@@ -117,7 +119,7 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
         });
     let listener = serve::bind(config.listen, "listen").await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    let admin_routes = admin::router(draining.clone(), || Ok(()));
+    let admin_routes = admin::router(draining.clone(), move || database.check("PostgreSQL does not answer"));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

@@ -1,7 +1,9 @@
 //! The Ed25519 keys that sign access tokens: a folder of PEM files shared by all replicas, re-read while running.
 //!
-//! A file's stem is its `kid` and begins with the second it was made. All keys are published; a new one signs only
-//! after [`ACTIVATION_SECONDS`], when every replica has published it. A key whose file is removed stops verifying.
+//! A file's stem is its `kid` and begins with the second it was made. All keys are published; a new one signs only when
+//! every replica has had `auth.key_activation_seconds` to publish it, counted from when this replica saw it first: a file may be
+//! older than its way here. A replica that starts trusts the names, so that it signs as the others do. A key whose file is
+//! removed stops verifying.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,8 +22,6 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-/// Age at which a key begins to sign; twice the time in which every replica re-reads the folder, and more.
-pub const ACTIVATION_SECONDS: i64 = 60;
 /// Time between two readings of the folder.
 const RELOAD: Duration = Duration::from_secs(10);
 
@@ -30,14 +30,15 @@ const PEM_TAG: &str = "PRIVATE KEY";
 
 struct SigningKey {
     kid: String,
-    made_at: i64,
+    /// The second from which it signs.
+    active_from: i64,
     encoding: EncodingKey,
     public: Vec<u8>,
 }
 
 /// One reading of the folder.
 struct Loaded {
-    /// Oldest first.
+    /// By when they begin to sign; never empty.
     keys: Vec<SigningKey>,
     jwks: Value,
 }
@@ -46,6 +47,7 @@ struct Loaded {
 #[derive(Clone)]
 pub struct SigningKeys {
     dir: Arc<PathBuf>,
+    activation_seconds: i64,
     loaded: Arc<ArcSwap<Loaded>>,
 }
 
@@ -58,11 +60,23 @@ impl std::fmt::Debug for SigningKeys {
 }
 
 impl SigningKeys {
-    /// Reads the folder; without a usable key the service cannot start.
-    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+    /// Reads the folder; without a usable key the service cannot start. A key made while the service runs signs
+    /// `activation_seconds` after it was seen.
+    pub fn open(dir: &Path, activation_seconds: i64) -> anyhow::Result<Self> {
+        let loaded = read(dir, |_, made_at| made_at + activation_seconds)?;
         Ok(Self {
             dir: Arc::new(dir.to_owned()),
-            loaded: Arc::new(ArcSwap::from_pointee(read(dir)?)),
+            activation_seconds,
+            loaded: Arc::new(ArcSwap::from_pointee(loaded)),
+        })
+    }
+
+    /// Reads the folder again.
+    fn reload(&self, now: i64) -> anyhow::Result<Loaded> {
+        let before = self.loaded.load();
+        read(&self.dir, |kid, made_at| {
+            let known = before.keys.iter().find(|key| key.kid == kid);
+            known.map_or(made_at.max(now) + self.activation_seconds, |key| key.active_from)
         })
     }
 
@@ -94,7 +108,7 @@ impl SigningKeys {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(RELOAD) => {}
             }
-            match read(&self.dir) {
+            match self.reload(OffsetDateTime::now_utc().unix_timestamp()) {
                 Ok(loaded) => {
                     if loaded.jwks != self.loaded.load().jwks {
                         tracing::info!(keys = loaded.keys.len(), "signing keys changed");
@@ -113,15 +127,13 @@ impl SigningKeys {
     }
 }
 
-/// The newest key of at least the activation age, else the oldest. `keys` is sorted and never empty.
+/// The key that began to sign last, else the one that will first. `keys` is sorted and never empty.
 fn choose(keys: &[SigningKey], now: i64) -> &SigningKey {
-    keys.iter()
-        .rev()
-        .find(|key| now - key.made_at >= ACTIVATION_SECONDS)
-        .unwrap_or(&keys[0])
+    keys.iter().rev().find(|key| key.active_from <= now).unwrap_or(&keys[0])
 }
 
-fn read(dir: &Path) -> anyhow::Result<Loaded> {
+/// Reads the folder; `active_from` tells of a key's name and the second it was made when it begins to sign.
+fn read(dir: &Path, active_from: impl Fn(&str, i64) -> i64) -> anyhow::Result<Loaded> {
     let mut keys = Vec::new();
     let entries = std::fs::read_dir(dir).with_context(|| {
         format!(
@@ -132,7 +144,8 @@ fn read(dir: &Path) -> anyhow::Result<Loaded> {
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "pem") {
-            keys.push(read_key(&path).with_context(|| format!("signing key {}", path.display()))?);
+            let key = read_key(&path, &active_from).with_context(|| format!("signing key {}", path.display()))?;
+            keys.push(key);
         }
     }
     if keys.is_empty() {
@@ -141,7 +154,7 @@ fn read(dir: &Path) -> anyhow::Result<Loaded> {
             dir.display()
         );
     }
-    keys.sort_by(|a, b| (a.made_at, &a.kid).cmp(&(b.made_at, &b.kid)));
+    keys.sort_by(|a, b| (a.active_from, &a.kid).cmp(&(b.active_from, &b.kid)));
     let jwks = json!({"keys": keys.iter().map(|key| json!({
         "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA",
         "kid": key.kid, "x": URL_SAFE_NO_PAD.encode(&key.public),
@@ -149,7 +162,7 @@ fn read(dir: &Path) -> anyhow::Result<Loaded> {
     Ok(Loaded { keys, jwks })
 }
 
-fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
+fn read_key(path: &Path, active_from: impl Fn(&str, i64) -> i64) -> anyhow::Result<SigningKey> {
     let file = pem::parse(std::fs::read(path)?).context("not a PKCS#8 PEM file")?;
     if file.tag() != PEM_TAG {
         bail!("holds a {}, not a {PEM_TAG}", file.tag());
@@ -167,8 +180,8 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
         .and_then(|second| second.parse().ok())
         .unwrap_or(0);
     Ok(SigningKey {
+        active_from: active_from(&kid, made_at),
         kid,
-        made_at,
         encoding: EncodingKey::from_ed_der(pkcs8),
         public: pair.public_key().as_ref().to_vec(),
     })
@@ -221,9 +234,9 @@ mod tests {
     #[test]
     fn a_generated_key_signs_what_its_jwks_verifies() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(SigningKeys::open(dir.path()).is_err(), "an empty folder is refused");
+        assert!(SigningKeys::open(dir.path(), 60).is_err(), "an empty folder is refused");
         generate(dir.path()).unwrap();
-        let keys = SigningKeys::open(dir.path()).unwrap();
+        let keys = SigningKeys::open(dir.path(), 60).unwrap();
         let verifier = Verifier::new("fechatter", "fechatter", 10);
         keys.feed(&verifier).unwrap();
         let now = OffsetDateTime::now_utc();
@@ -245,7 +258,7 @@ mod tests {
             (pem::encode(&pem::Pem::new(PEM_TAG, *b"short")), "not an Ed25519 key"),
         ] {
             std::fs::write(&path, content).unwrap();
-            let error = format!("{:#}", SigningKeys::open(dir.path()).unwrap_err());
+            let error = format!("{:#}", SigningKeys::open(dir.path(), 60).unwrap_err());
             assert!(error.contains(complaint) && error.contains(".pem"), "{error}");
         }
     }
@@ -253,17 +266,24 @@ mod tests {
     #[test]
     fn a_new_key_is_published_before_it_signs() {
         let dir = tempfile::tempdir().unwrap();
-        let path = generate(dir.path()).unwrap();
-        let now = OffsetDateTime::now_utc();
-        let old = dir.path().join(format!("{}-old.pem", now.unix_timestamp() - 3_600));
-        std::fs::copy(path, &old).unwrap();
-        let loaded = read(dir.path()).unwrap();
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let named = |age: i64, name: &str| dir.path().join(format!("{}-{name}.pem", now - age));
+        std::fs::rename(generate(dir.path()).unwrap(), named(3_600, "first")).unwrap();
+        let keys = SigningKeys::open(dir.path(), 60).unwrap();
+        let chosen = |loaded: &Loaded, at: i64| choose(&loaded.keys, at).kid.split_once('-').unwrap().1.to_owned();
+        assert_eq!(chosen(&keys.loaded.load(), now), "first");
+
+        // Its name says that it is five minutes old; this replica sees it only now.
+        std::fs::rename(generate(dir.path()).unwrap(), named(300, "second")).unwrap();
+        let loaded = keys.reload(now).unwrap();
         assert_eq!(loaded.jwks["keys"].as_array().unwrap().len(), 2);
-        assert!(choose(&loaded.keys, now.unix_timestamp()).kid.ends_with("-old"));
-        assert!(
-            !choose(&loaded.keys, now.unix_timestamp() + ACTIVATION_SECONDS)
-                .kid
-                .ends_with("-old")
-        );
+        assert_eq!(chosen(&loaded, now + 59), "first");
+        assert_eq!(chosen(&loaded, now + 60), "second");
+        keys.loaded.store(Arc::new(loaded));
+        // Seeing it again changes nothing.
+        assert_eq!(chosen(&keys.reload(now + 30).unwrap(), now + 60), "second");
+        // A replica that starts does as the others do.
+        let started = SigningKeys::open(dir.path(), 60).unwrap();
+        assert_eq!(chosen(&started.loaded.load(), now), "second");
     }
 }

@@ -154,6 +154,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             refresher: Some(refresher),
         },
     };
+    let watched_pool = pool.clone();
+    let database = health::Watch::spawn(move || migrations::check(watched_pool.clone()), shutdown.clone());
     let (health_pool, health_reindex) = (pool.clone(), Arc::clone(&reindex));
     let checks = health::Checks::default()
         .with("postgres", Status::Down, move || migrations::check(health_pool.clone()))
@@ -173,8 +175,12 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
     let listener = serve::bind(config.listen, "listen").await?;
     let admin_stop = tokio_util::sync::CancellationToken::new();
-    let admin_routes = admin::router(draining.clone(), move || jwks::ready(&verifier))
-        .merge(handlers::admin::router(reindex, consistency));
+    let ready = move || {
+        jwks::ready(&verifier)?;
+        // Each hit is checked there before it is shown.
+        database.check("PostgreSQL does not answer")
+    };
+    let admin_routes = admin::router(draining.clone(), ready).merge(handlers::admin::router(reindex, consistency));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

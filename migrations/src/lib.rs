@@ -42,9 +42,11 @@ pub async fn check(pool: sqlx::PgPool) -> Result<Option<String>, String> {
 pub fn is_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40: try again; 55000: not accepting connections.
+        // 57P: shutting down or starting; 08: connection; 53: out of resources; 40: try again; 55000: not accepting connections;
+        // 55P03: a row was held for too long.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            ["57P", "08", "53", "40"].iter().any(|class| code.starts_with(class)) || code == "55000"
+            let classes = ["57P", "08", "53", "40"];
+            classes.iter().any(|class| code.starts_with(class)) || ["55000", "55P03"].contains(&code.as_ref())
         }),
         _ => false,
     }
@@ -81,6 +83,14 @@ pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenE
         .max_connections(max_connections)
         // A request that cannot get a connection in this time answers 503 instead of queueing for ever.
         .acquire_timeout(std::time::Duration::from_secs(5))
+        // Nor does one for a row that somebody else holds, nor hold rows for ever itself. The relay says so where it
+        // waits longer. As statements, since poolers refuse most parameters of a connection.
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                let settings = "SET lock_timeout = '3s'; SET idle_in_transaction_session_timeout = '90s'";
+                sqlx::Executor::execute(connection, settings).await.map(|_| ())
+            })
+        })
         .connect_lazy_with(options);
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(OPEN_SECONDS);
     loop {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,44 @@ impl Checks {
                     }
                 }),
             )
+    }
+}
+
+/// Watches what a process cannot serve without, for `/ready`. It is missed after [`MISSED_AFTER`] failures in a row, a second
+/// apart, and found again by one success: a blink takes no replica out.
+#[derive(Debug, Clone, Default)]
+pub struct Watch(Arc<AtomicU32>);
+
+/// Failures in a row after which something is missed.
+pub const MISSED_AFTER: u32 = 3;
+
+impl Watch {
+    /// Asks `run` again and again until `shutdown`; it worked when the watch began.
+    pub fn spawn<F, Fut>(run: F, shutdown: CancellationToken) -> Self
+    where
+        F: Fn() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<String>, String>> + Send + 'static,
+    {
+        let watch = Self::default();
+        let failures = Arc::clone(&watch.0);
+        tokio::spawn(async move {
+            let pause = Duration::from_secs(1);
+            while shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+                let works = matches!(tokio::time::timeout(CHECK_TIMEOUT, run()).await, Ok(Ok(_)));
+                let before = failures.load(Ordering::Relaxed);
+                failures.store(if works { 0 } else { before.saturating_add(1) }, Ordering::Relaxed);
+            }
+        });
+        watch
+    }
+
+    /// `Err` with `reason` while it is missed.
+    pub fn check(&self, reason: &'static str) -> Result<(), &'static str> {
+        if self.0.load(Ordering::Relaxed) < MISSED_AFTER {
+            Ok(())
+        } else {
+            Err(reason)
+        }
     }
 }
 

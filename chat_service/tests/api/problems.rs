@@ -135,3 +135,26 @@ async fn a_database_that_is_away_is_503_and_not_500() {
         .unwrap();
     assert_eq!(owner.get("/api/me").await.0.as_u16(), 200, "and it works again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_holds_makes_nobody_wait_for_ever() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let chat = owner.chat("private_channel", &[]).await;
+    let mut holder = app.owner.begin().await.unwrap();
+    sqlx::query("SELECT FROM chats WHERE id = $1 FOR UPDATE")
+        .bind(chat)
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let path = format!("/api/chat/{chat}/messages");
+    // More than there are connections: who comes first gives its connection back.
+    let sends = (0..20).map(|_| owner.post(&path, json!({"content": "x"})));
+    for refused in futures::future::join_all(sends).await {
+        assert_problem(&refused, 503, "unavailable");
+        assert!(refused.1["retry_after"].is_number());
+    }
+    assert_eq!(owner.get("/api/me").await.0.as_u16(), 200);
+    holder.rollback().await.unwrap();
+    owner.say(chat, "free again").await;
+}

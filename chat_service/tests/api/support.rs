@@ -61,7 +61,7 @@ impl App {
         signing_keys::generate(keys_dir.path()).unwrap();
         let config = configuration(&database.url("chat"), keys_dir.path().to_owned());
         let pool = migrations::open(&database.url("chat"), 16).await.unwrap();
-        let keys = SigningKeys::open(&config.auth.keys_dir).unwrap();
+        let keys = SigningKeys::open(&config.auth.keys_dir, 60).unwrap();
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
         let sessions = state.sessions.clone();
         let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
@@ -201,6 +201,7 @@ fn configuration(url: &str, keys_dir: std::path::PathBuf) -> Config {
             access_seconds: 900,
             refresh_seconds: 86_400,
             session_seconds: 864_000,
+            key_activation_seconds: 60,
         },
         passwords: Passwords::default(),
         outbox: outbox_relay::Config::default(),

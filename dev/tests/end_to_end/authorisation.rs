@@ -114,7 +114,7 @@ fn expired(platform: &Platform, person: &Person) -> String {
         iat: past.unix_timestamp(),
         exp: past.unix_timestamp() + 900,
     };
-    let keys = SigningKeys::open(&platform.keys()).unwrap();
+    let keys = SigningKeys::open(&platform.keys(), 0).unwrap();
     keys.sign(&claims, OffsetDateTime::now_utc()).unwrap()
 }
 

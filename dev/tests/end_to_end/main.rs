@@ -79,3 +79,27 @@ fn it_works_again_after_each_process_was_killed() {
         flow::conversation(&client).await.unwrap();
     });
 }
+
+#[test]
+fn who_cannot_serve_without_the_database_is_not_ready_without_it() {
+    let mut platform = Platform::temporary(&[]).unwrap();
+    let status = |platform: &Platform, service| {
+        let port = platform.ports().admin(service);
+        dev::http::request(port, "GET", "/ready", None, None).map_or(0, |answer| answer.status)
+    };
+    let until = |platform: &Platform, service, wanted| {
+        let what = format!("/ready of {service:?} to be {wanted}");
+        let reached = || (status(platform, service) == wanted).then_some(());
+        dev::wait::until_ready(Duration::from_secs(30), &what, reached).unwrap();
+    };
+    platform.postgres().unwrap().kill();
+    for service in [Service::Chat, Service::Indexer] {
+        until(&platform, service, 503);
+    }
+    // Live streams of users who are known go on.
+    assert_eq!(status(&platform, Service::Notify), 200);
+    platform.postgres().unwrap().restart().unwrap();
+    for service in Service::ALL {
+        until(&platform, service, 200);
+    }
+}

@@ -62,15 +62,9 @@ fn a_logged_out_session_is_refused_at_the_edge_within_a_second() {
 
 #[test]
 fn a_new_key_signs_and_the_tokens_of_the_old_one_live_on() {
-    let platform = Platform::temporary(&[]).unwrap();
+    let quickly = [("FECHATTER_CHAT__AUTH__KEY_ACTIVATION_SECONDS", "1")];
+    let platform = Platform::temporary_with(&[], &quickly).unwrap();
     let client = Client::new(&platform).unwrap();
-    let keys = platform.keys();
-    let made = |folder: &std::path::Path| {
-        let mut command = Command::new(platform.binary("chat_service").unwrap());
-        tools::run(command.args(["keys", "new", "--dir"]).arg(folder)).unwrap();
-        let mut files = std::fs::read_dir(folder).unwrap().flatten();
-        files.next().unwrap().path()
-    };
     // A token's header holds the name of its key.
     let header = |token: &str| token.split('.').next().unwrap().to_owned();
     drive(async {
@@ -84,9 +78,8 @@ fn a_new_key_signs_and_the_tokens_of_the_old_one_live_on() {
         let old = tokens["access_token"].as_str().unwrap().to_owned();
         let mut refresh = tokens["refresh_token"].clone();
 
-        // A key signs from its second minute on; one that says to be older than the first does so as soon as it is seen.
-        let apart = tempfile::tempdir().unwrap();
-        std::fs::rename(made(apart.path()), keys.join("1000000000-second.pem")).unwrap();
+        let mut command = Command::new(platform.binary("chat_service").unwrap());
+        tools::run(command.args(["keys", "new", "--dir"]).arg(platform.keys())).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         let new = loop {
             let body = json!({"refresh_token": refresh});

@@ -24,7 +24,7 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// Users of one repetition.
 const REPEATED_AT_ONCE: usize = 2_000;
 /// Most users of one answer.
-pub const ANSWERED_MAX: usize = 1_000;
+const ANSWERED_MAX: usize = 1_000;
 
 /// See the module.
 #[derive(Debug, Clone)]
