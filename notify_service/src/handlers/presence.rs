@@ -13,19 +13,19 @@ use utoipa::{IntoParams, ToSchema};
 use crate::presence::Presence;
 use crate::state::AppState;
 
-/// Most users that one request names; the gateway takes no much longer target.
-const NAMED_MAX: usize = 200;
+/// Longest list of users that one request names; the gateway takes no much longer target.
+const NAMED_CHARS_MAX: usize = 3_200;
 
 /// Whom to look for.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PresenceParams {
-    /// User ids separated by commas, at most 200; without it everybody in the chat who is online or away.
+    /// User ids separated by commas, at most 3,200 characters; without it everybody in the chat who is online or away.
     #[param(
         example = "1,2",
         pattern = "^[1-9][0-9]{0,14}(,[1-9][0-9]{0,14})*$",
-        max_length = 3_199
+        max_length = 3_200
     )]
     user_ids: Option<String>,
 }
@@ -77,14 +77,14 @@ pub async fn chat_presence(
 
 fn parse(list: &str) -> Result<Vec<UserId>, Problem> {
     let invalid = || {
-        let detail = format!("at most {NAMED_MAX} user ids separated by commas, such as 1,2");
+        let detail = format!("user ids separated by commas, such as 1,2; at most {NAMED_CHARS_MAX} characters");
         Problem::field("user_ids", "invalid", detail)
     };
     let ids = list
         .split(',')
         .map(|id| id.trim().parse::<UserId>().ok().filter(|id| id.0 > 0));
     let ids: Vec<UserId> = ids.collect::<Option<_>>().ok_or_else(invalid)?;
-    if ids.len() > NAMED_MAX {
+    if list.len() > NAMED_CHARS_MAX {
         return Err(invalid());
     }
     Ok(ids)
