@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     say("building");
     let binaries = cargo::build(Build::Tests, &stop)?;
     say("starting the platform");
-    let mut env: Vec<(String, String)> = ["AUTH", "SEND", "READ", "SEARCH", "STREAM"]
+    let mut env: Vec<(String, String)> = ["AUTH", "SEND", "READ", "SEARCH", "STREAM", "WORKSPACE", "REFUSED"]
         .iter()
         .map(|class| (format!("FECHATTER_GATEWAY__RATE_LIMITS__{class}"), UNLIMITED.to_owned()))
         .collect();

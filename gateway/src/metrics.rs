@@ -180,6 +180,8 @@ impl Metrics {
             &["verified", "remembered", "absent", "expired", "revoked"],
         );
         Instruments::from_zero(&self.retries, "upstream", &groups);
+        Instruments::from_zero(&self.breaks, "upstream", &groups);
+        Instruments::from_zero(&self.reloads, "verdict", &["good", "refused"]);
         Instruments::from_zero(&self.handshake_failures, "reason", &["protocol", "timeout"]);
         Instruments::from_zero(&self.connections_refused, "limit", &["all", "address"]);
         Instruments::from_zero(

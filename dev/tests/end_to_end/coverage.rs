@@ -37,7 +37,16 @@ struct Expression {
 #[test]
 fn every_panel_and_every_rule_has_data_under_load() {
     let collector = Collector::start().unwrap();
-    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str())];
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        // Metrics of the export itself exist after the first one.
+        ("OTEL_METRIC_EXPORT_INTERVAL", "2000"),
+        // The conversations sign in more often than one person's address may.
+        (
+            "FECHATTER_GATEWAY__RATE_LIMITS__AUTH",
+            "{requests=1000000,window_seconds=1}",
+        ),
+    ];
     let platform = Platform::temporary_with(&[], &env).unwrap();
     let folder = scratch::folder().unwrap();
     let port = ports::free().unwrap();
