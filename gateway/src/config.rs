@@ -46,6 +46,8 @@ pub struct Config {
     pub addresses: Addresses,
     /// Folder whose files are answered below `/.well-known/acme-challenge/` on the plain HTTP port.
     pub acme_challenges: Option<PathBuf>,
+    /// How long a start waits to know which sessions have ended, 0 to 60 s; then it opens without, as when NATS is away.
+    pub revocations_wait_seconds: u64,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             hosts: Vec::new(),
             addresses: Addresses::default(),
             acme_challenges: None,
+            revocations_wait_seconds: 5,
         }
     }
 }

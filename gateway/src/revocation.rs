@@ -16,6 +16,7 @@ use fechatter_core::events::{Event, EventType, SESSION_SUBJECTS, STREAM, Session
 use fechatter_core::token::ACCESS_SECONDS_MAX;
 use futures::StreamExt;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ pub struct Revoked {
     /// Whether the consumer is there; it outlives short interruptions.
     following: AtomicBool,
     client: OnceLock<async_nats::Client>,
+    /// Whether everything that was there at the start has been read.
+    caught_up: watch::Sender<bool>,
 }
 
 impl Revoked {
@@ -50,6 +53,17 @@ impl Revoked {
     pub fn is_connected(&self) -> bool {
         let connected = |client: &async_nats::Client| client.connection_state() == State::Connected;
         self.following.load(Ordering::Relaxed) && self.client.get().is_some_and(connected)
+    }
+
+    /// Whether the sessions that ended before this process began have been read once.
+    pub fn is_caught_up(&self) -> bool {
+        *self.caught_up.borrow()
+    }
+
+    /// Waits for [`Self::is_caught_up`].
+    pub async fn caught_up(&self) {
+        // The sender is this value itself, so that the wait cannot fail.
+        let _ = self.caught_up.subscribe().wait_for(|caught_up| *caught_up).await;
     }
 
     /// Sessions remembered.
@@ -133,14 +147,23 @@ async fn read(revoked: &Revoked, jetstream: &jetstream::Context) -> Result<(), S
         })
         .await
         .map_err(|error| error.to_string())?;
+    let pending = consumer.cached_info().num_pending;
     let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
     revoked.following.store(true, Ordering::Relaxed);
-    tracing::info!("following revoked sessions");
+    tracing::info!(pending, "following revoked sessions");
+    if pending == 0 {
+        revoked.caught_up.send_replace(true);
+    }
     let mut forget = tokio::time::interval(Duration::from_mins(1));
     loop {
         tokio::select! {
             message = messages.next() => match message {
-                Some(Ok(message)) => apply(revoked, &message.payload),
+                Some(Ok(message)) => {
+                    apply(revoked, &message.payload);
+                    if message.info().is_ok_and(|info| info.pending == 0) {
+                        revoked.caught_up.send_replace(true);
+                    }
+                }
                 Some(Err(error)) => return Err(error.to_string()),
                 None => return Err("the subscription ended".to_owned()),
             },

@@ -59,12 +59,18 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
         turn: tokio::sync::Mutex::default(),
     });
     let verifier = Arc::clone(&edge.authenticator.verifier);
+    let revoked = Arc::clone(&edge.authenticator.revoked);
     observe(&reloader, &edge);
     let proxy = Arc::new(proxy(&config, edge));
 
     let public = bind(config.listen, "listen").await?;
     let plain = bind(config.redirect_listen, "redirect_listen").await?;
-    let admin_routes = admin::router(shutdown.clone(), move || jwks::ready(&verifier));
+    let opened = CancellationToken::new();
+    let is_open = opened.clone();
+    let admin_routes = admin::router(shutdown.clone(), move || {
+        jwks::ready(&verifier)?;
+        is_open.is_cancelled().then_some(()).ok_or("reading which sessions have ended")
+    });
     let admin_routes = admin_routes.merge(crate::admin::router(&ROUTES, Arc::clone(&reloader)));
     admin::serve(config.admin_listen, admin_routes, background.clone()).await?;
     tokio::spawn(certificate::watch(resolver, Arc::clone(&policy), background.clone()));
@@ -87,6 +93,11 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
         tasks: tasks.clone(),
         counts: Arc::new(Counts::default()),
     });
+    tokio::select! {
+        () = wait_for_revocations(&revoked, Duration::from_secs(config.revocations_wait_seconds)) => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    opened.cancel();
     tracing::info!(https = %config.listen, http = %config.redirect_listen, admin = %config.admin_listen, "listening");
     let accepting = tokio::spawn(acceptor.run(public, stop_accepting.clone()));
     let redirecting = tokio::spawn(redirect::run(Redirect { policy }, plain, stop_accepting.clone()));
@@ -108,6 +119,17 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     };
     drain.run().await;
     Ok(())
+}
+
+/// Gives way to the sessions that ended before this process began, so that their tokens don't work for a moment; not for ever, since
+/// without NATS the gateway does its work all the same.
+async fn wait_for_revocations(revoked: &Revoked, patience: Duration) {
+    if tokio::time::timeout(patience, revoked.caught_up()).await.is_err() && !patience.is_zero() {
+        tracing::warn!(
+            waited_seconds = patience.as_secs(),
+            "opening without knowing which sessions have ended; their tokens work until they are read or expire"
+        );
+    }
 }
 
 /// The runtime tells that a signal came, not which; an interrupt is to be quick.

@@ -26,6 +26,7 @@ impl Validate for Config {
                 86_400,
             );
         }
+        faults.range("revocations_wait_seconds", self.revocations_wait_seconds, 0, 60);
         faults.range("rate_limits.keys", self.rate_limits.keys, 100, 10_000_000);
         for origin in &self.cors.origins {
             if !crate::cors::is_origin(origin) {

@@ -73,6 +73,7 @@ impl Gateway {
             ),
             // Nobody listens there: the gateway works without, and the tests that need NATS say so.
             ("NATS__URL", "nats://127.0.0.1:9".to_owned()),
+            ("REVOCATIONS_WAIT_SECONDS", "0".to_owned()),
             ("LOG__FORMAT", "json".to_owned()),
             ("LOG__FILTER", "info,async_nats=off".to_owned()),
             ("DRAIN__DELAY_MS", "0".to_owned()),
