@@ -105,6 +105,7 @@ async fn serve(config: Config, process: Process) -> anyhow::Result<()> {
     tokio::spawn(keys.watch(Arc::clone(&state.authenticator.verifier), shutdown.clone()));
 
     tokio::spawn(state.sessions.clone().keep_tidy(shutdown.clone()));
+    tokio::spawn(state.users.inheritance.clone().keep_settled(shutdown.clone()));
 
     let watched_pool = pool.clone();
     let database = health::Watch::spawn(move || migrations::check(watched_pool.clone()), shutdown.clone());

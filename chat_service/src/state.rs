@@ -13,6 +13,7 @@ use crate::passwords::PasswordHasher;
 use crate::repositories::Store;
 use crate::services::auth::AuthService;
 use crate::services::chats::ChatService;
+use crate::services::inheritance::Inheritance;
 use crate::services::members::MemberService;
 use crate::services::messages::MessageService;
 use crate::services::sessions::SessionService;
@@ -51,7 +52,10 @@ impl AppState {
             members: MemberService { store: store.clone() },
             messages: MessageService { store: store.clone() },
             sessions: SessionService { store: store.clone() },
-            users: UserService { store: store.clone() },
+            users: UserService {
+                store: store.clone(),
+                inheritance: Inheritance { store: store.clone() },
+            },
             workspaces: WorkspaceService { store },
             keys,
             authenticator: Authenticator {

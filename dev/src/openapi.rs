@@ -1,5 +1,6 @@
 //! `cargo dev openapi`: writes `docs/openapi.json` from the parts that the processes describe, or proves it current.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,6 +45,21 @@ const DESCRIPTION: &str = "Chats, messages, search and live events.\n\n\
     know of but not do 403. 429 and 503 say in `Retry-After` when to come back.\n\n\
     Lists are pages: pass `next` as `cursor` for the following one; `null` ends the list.";
 
+/// JSON in which characters beyond the basic plane are escapes: of some that patterns name, nothing would be seen.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.len_utf16() == 1 {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
@@ -65,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.check {
         bail!("{FILE} does not say what the code does; run: cargo dev openapi");
     }
-    std::fs::write(&file, format!("{document:#}\n")).with_context(|| file.display().to_string())?;
+    std::fs::write(&file, escaped(&format!("{document:#}\n"))).with_context(|| file.display().to_string())?;
     say(&format!("{FILE} renewed: {operations} operations"));
     Ok(())
 }

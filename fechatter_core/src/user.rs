@@ -1,5 +1,7 @@
 //! Users' roles and what their names, emails and passwords may be.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 /// A user's role in the workspace, weakest first.
@@ -56,12 +58,46 @@ pub const PASSWORD_CHARS_MIN: usize = 8;
 /// Longest password, in bytes; a bound on what one sign-in may cost.
 pub const PASSWORD_BYTES_MAX: usize = 1_024;
 
-/// Checks a display name (user, workspace, chat): visible, trimmed, no control characters, at most `chars_max`.
+/// Characters of which nothing is seen and which can make one name look like another: soft hyphen, marks and overrides of
+/// direction, zero width spaces, separators of lines, annotations and the like (Unicode `Default_Ignorable_Code_Point` and `Zl`, `Zp`).
+pub(crate) const MISLEADING: [RangeInclusive<char>; 11] = [
+    '\u{ad}'..='\u{ad}',
+    '\u{34f}'..='\u{34f}',
+    '\u{61c}'..='\u{61c}',
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180e}'..='\u{180e}',
+    '\u{200b}'..='\u{200b}',
+    '\u{200e}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{fff0}'..='\u{fffb}',
+];
+
+/// Characters of which nothing is seen either, but which scripts and emoji need within a name: Hangul fillers, variation selectors,
+/// joiners, the empty Braille pattern, controls of shorthand and music, tags.
+pub(crate) const QUIET: [RangeInclusive<char>; 10] = [
+    '\u{115f}'..='\u{1160}',
+    '\u{180b}'..='\u{180f}',
+    '\u{200c}'..='\u{200d}',
+    '\u{2800}'..='\u{2800}',
+    '\u{3164}'..='\u{3164}',
+    '\u{fe00}'..='\u{fe0f}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e0fff}',
+];
+
+/// Checks a display name (user, workspace, chat): trimmed, at most `chars_max`, beginning with something to see, without control
+/// characters and [`MISLEADING`] ones.
 pub fn is_name(text: &str, chars_max: usize) -> bool {
-    !text.is_empty()
+    let is_in = |ranges: &[RangeInclusive<char>], c: char| ranges.iter().any(|range| range.contains(&c));
+    text.chars().next().is_some_and(|first| !is_in(&QUIET, first))
         && text.trim() == text
         && text.chars().count() <= chars_max
         && !crate::message::has_control_characters(text, &[])
+        && !text.chars().any(|c| is_in(&MISLEADING, c))
 }
 
 /// Checks the outer form of an email address: `local@domain` with a dotted domain or a bare host, printable, no spaces.
@@ -117,8 +153,34 @@ mod tests {
 
     #[test]
     fn names_are_trimmed_and_visible() {
-        assert!(is_name("Ada Lovelace", FULLNAME_CHARS_MAX));
-        for bad in ["", " Ada", "Ada\u{0}", "a\nb"] {
+        let family = "\u{1F468}\u{200D}\u{1F469}\u{200D}\u{1F467}";
+        let england = "\u{1F3F4}\u{E0067}\u{E0062}\u{E0065}\u{E006E}\u{E0067}\u{E007F}";
+        for good in [
+            "Ada Lovelace",
+            "日本語",
+            "O'Neil-Ünal",
+            "می\u{200C}خواهم",
+            "\u{2764}\u{FE0F}",
+            family,
+            england,
+        ] {
+            assert!(is_name(good, FULLNAME_CHARS_MAX), "{good:?}");
+        }
+        let invisible = [
+            "\u{200B}",
+            "\u{200D}",
+            "\u{3164}",
+            "\u{2800}",
+            "\u{FE0F}",
+            "\u{E0067}",
+            "\u{AD}",
+        ];
+        let misleading = ["Ada\u{202E}evil", "Ada\u{200B}", "\u{FEFF}Ada", "a\u{2028}b"];
+        for bad in ["", " Ada", "Ada\u{0}", "a\nb"]
+            .into_iter()
+            .chain(invisible)
+            .chain(misleading)
+        {
             assert!(!is_name(bad, FULLNAME_CHARS_MAX), "{bad:?}");
         }
     }

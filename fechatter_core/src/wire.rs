@@ -82,7 +82,8 @@ pub struct SharedChat {
 pub struct ChatView {
     #[serde(flatten)]
     pub shared: SharedChat,
-    /// The caller's read cursor; 0 before anything is read, and for a public channel the caller is not in.
+    /// The caller's read cursor. It begins at the chat's `last_seq` when one joins, moves to each message one sends and where
+    /// `PUT …/read` puts it; 0 for a public channel the caller is not in.
     #[schema(minimum = 0, example = 5)]
     pub last_read_seq: i64,
     /// `last_seq − last_read_seq`, never counted apart.

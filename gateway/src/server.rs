@@ -69,7 +69,10 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     let is_open = opened.clone();
     let admin_routes = admin::router(shutdown.clone(), move || {
         jwks::ready(&verifier)?;
-        is_open.is_cancelled().then_some(()).ok_or("reading which sessions have ended")
+        is_open
+            .is_cancelled()
+            .then_some(())
+            .ok_or("reading which sessions have ended")
     });
     let admin_routes = admin_routes.merge(crate::admin::router(&ROUTES, Arc::clone(&reloader)));
     admin::serve(config.admin_listen, admin_routes, background.clone()).await?;

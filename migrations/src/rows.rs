@@ -57,6 +57,11 @@ pub async fn chat(pool: &PgPool, workspace: i64, kind: &str, name: Option<&str>,
         .execute(&mut *transaction)
         .await
         .expect("members");
+    sqlx::query("UPDATE chats SET member_count = (SELECT count(*) FROM chat_members WHERE chat_id = $1) WHERE id = $1")
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .expect("a count");
     transaction.commit().await.expect("a commit");
     id
 }

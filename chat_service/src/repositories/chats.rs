@@ -60,6 +60,14 @@ pub struct NewChat<'a> {
     pub pair: Option<(i64, i64)>,
 }
 
+/// A chat and who owns it.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnedChat {
+    pub workspace: WorkspaceId,
+    pub chat: ChatId,
+    pub owner: UserId,
+}
+
 struct Row {
     id: i64,
     workspace_id: i64,
@@ -262,6 +270,34 @@ impl Chats<'_> {
         .execute(&mut *self.0)
         .await?;
         Ok(())
+    }
+
+    /// Living chats by id, after `after`, whose owner (this one, or anybody) is deactivated and which have an active member.
+    pub async fn of_deactivated_owners(
+        &mut self,
+        owner: Option<UserId>,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<OwnedChat>, Error> {
+        let rows = sqlx::query!(
+            "SELECT c.id, c.workspace_id, c.owner_id
+             FROM users AS u JOIN chats AS c ON c.owner_id = u.id
+             WHERE u.deactivated_at IS NOT NULL AND ($1::bigint IS NULL OR u.id = $1) AND c.deleted_at IS NULL AND c.id > $2
+               AND EXISTS (SELECT FROM chat_members AS m JOIN users AS heir ON heir.id = m.user_id
+                           WHERE m.chat_id = c.id AND heir.deactivated_at IS NULL)
+             ORDER BY c.id LIMIT $3",
+            owner.map(|owner| owner.0),
+            after,
+            limit
+        )
+        .fetch_all(&mut *self.0)
+        .await?;
+        let chats = rows.into_iter().map(|row| OwnedChat {
+            workspace: row.workspace_id.into(),
+            chat: row.id.into(),
+            owner: row.owner_id.into(),
+        });
+        Ok(chats.collect())
     }
 
     /// Ends a chat; its rows stay for audit.

@@ -97,11 +97,11 @@ impl Members<'_> {
         Ok(())
     }
 
-    /// Adds members who are not yet; the chat is locked by the caller. Returns who is new.
+    /// Adds members who are not yet, with what was said before counted as read; the chat is locked by the caller. Returns who is new.
     pub async fn insert(&mut self, workspace: WorkspaceId, chat: ChatId, ids: &[i64]) -> Result<Vec<i64>, Error> {
         let added = sqlx::query_scalar!(
-            "INSERT INTO chat_members (chat_id, user_id, workspace_id)
-             SELECT $1, u, $2 FROM unnest($3::bigint[]) AS u ORDER BY u
+            "INSERT INTO chat_members (chat_id, user_id, workspace_id, last_read_seq)
+             SELECT c.id, u, $2, c.last_seq FROM unnest($3::bigint[]) AS u, chats AS c WHERE c.id = $1 ORDER BY u
              ON CONFLICT DO NOTHING RETURNING user_id",
             chat.0,
             workspace.0,

@@ -72,14 +72,15 @@ impl Messages<'_> {
     /// round trip. `None` when the sender is not a member of such a chat; a reused idempotency key violates
     /// `messages_idempotency` and leaves nothing behind, not even a hole in `seq`.
     ///
-    /// The sender's membership row is held first, so a removal that commits before this cannot be overtaken.
+    /// The sender's membership row is held first, so a removal that commits before this cannot be overtaken; as strongly as the
+    /// read cursor on it needs, which moves to the new message: who writes has read.
     pub async fn insert(&mut self, new: &NewMessage<'_>) -> Result<Option<MessageRow>, Error> {
         let (key, digest) = new.idempotency.unzip();
         Ok(sqlx::query_as!(
             Row,
             r#"
             WITH member AS MATERIALIZED (
-                SELECT chat_id FROM chat_members WHERE chat_id = $2 AND user_id = $3 FOR KEY SHARE
+                SELECT chat_id FROM chat_members WHERE chat_id = $2 AND user_id = $3 FOR NO KEY UPDATE
             ), chat AS (
                 UPDATE chats AS c SET last_seq = c.last_seq + 1
                 FROM member WHERE c.id = member.chat_id AND c.workspace_id = $1 AND c.deleted_at IS NULL
@@ -89,6 +90,9 @@ impl Messages<'_> {
                                       idempotency_digest, created_at)
                 SELECT $1, chat.id, chat.last_seq, $3, $4, $5, $6, clock_timestamp() FROM chat
                 RETURNING id, chat_id, seq, sender_id, content, version, created_at
+            ), own_cursor AS (
+                UPDATE chat_members AS m SET last_read_seq = message.seq
+                FROM message WHERE m.chat_id = message.chat_id AND m.user_id = $3
             ), shard AS (
                 UPDATE outbox_shards AS s SET last_position = s.last_position + 1
                 FROM message WHERE s.shard = (message.chat_id % 16)::smallint

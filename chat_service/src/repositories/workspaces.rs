@@ -18,11 +18,14 @@ pub struct WorkspaceRow {
 }
 
 impl Workspaces<'_> {
-    /// Finds a workspace by name, case-insensitively.
+    /// Finds a workspace by name; case and compatibility variants of Unicode (NFKC) make no difference.
     pub async fn find_by_name(&mut self, name: &str) -> Result<Option<WorkspaceId>, Error> {
-        let id = sqlx::query_scalar!("SELECT id FROM workspaces WHERE lower(name) = lower($1)", name)
-            .fetch_optional(&mut *self.0)
-            .await?;
+        let id = sqlx::query_scalar!(
+            "SELECT id FROM workspaces WHERE lower(normalize(name, NFKC)) = lower(normalize($1, NFKC))",
+            name
+        )
+        .fetch_optional(&mut *self.0)
+        .await?;
         Ok(id.map(WorkspaceId))
     }
 

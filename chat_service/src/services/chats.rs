@@ -49,11 +49,15 @@ impl ChatService {
     pub async fn create(&self, actor: Actor, request: CreateChat) -> Result<Created, Error> {
         let others = founding_members(actor, &request)?;
         let mut unit = self.store.begin().await?;
-        if let Some(missing) = first_missing(&others, &unit.users().active_among(actor.workspace, &others).await?) {
-            return Err(unknown_member(missing));
-        }
         let mut member_ids = others.clone();
         member_ids.push(actor.user.0);
+        let active = unit.users().active_among(actor.workspace, &member_ids).await?;
+        if active.binary_search(&actor.user.0).is_err() {
+            return Err(Error::Forbidden("This account is deactivated."));
+        }
+        if let Some(missing) = first_missing(&others, &active) {
+            return Err(unknown_member(missing));
+        }
         let pair =
             (request.kind == ChatKind::Single).then(|| (actor.user.0.min(others[0]), actor.user.0.max(others[0])));
         let inserted = unit

@@ -4,7 +4,9 @@ use fechatter_core::UserId;
 use fechatter_core::events::{EventType, SessionRevokedEvent, UserEvent};
 use fechatter_core::user::{FULLNAME_CHARS_MAX, Role, is_name};
 use fechatter_core::wire::{Page, UserView};
+use service_runtime::error::Chain;
 
+use super::inheritance::Inheritance;
 use super::validation::Validation;
 use super::{Actor, page};
 use crate::error::Error;
@@ -15,6 +17,7 @@ use crate::repositories::{Repositories, Store};
 #[derive(Debug, Clone)]
 pub struct UserService {
     pub store: Store,
+    pub inheritance: Inheritance,
 }
 
 /// What `PATCH /api/users/{id}` asks for.
@@ -111,7 +114,7 @@ impl UserService {
         Ok(user)
     }
 
-    /// Deactivates a user and ends all their sessions; the account and what it wrote stay.
+    /// Deactivates a user, ends all their sessions and hands over their chats; the account and what it wrote stay.
     pub async fn deactivate(&self, actor: Actor, id: UserId) -> Result<(), Error> {
         let mut unit = self.store.begin().await?;
         let (low, high) = (actor.user.min(id), actor.user.max(id));
@@ -142,7 +145,11 @@ impl UserService {
             .await?;
         unit.append_all(EventType::SessionRevoked, actor.workspace, id.0, &revoked)
             .await?;
-        unit.commit().await
+        unit.commit().await?;
+        if let Err(error) = self.inheritance.settle(Some(id)).await {
+            tracing::warn!(user_id = id.0, error = %Chain(&error), "chats of a deactivated user wait for the next sweep");
+        }
+        Ok(())
     }
 }
 

@@ -22,7 +22,8 @@ async fn messages_count_from_one_and_are_stored_as_sent() {
     let (_, view) = owner.get(&format!("/api/chat/{chat}")).await;
     assert_eq!(
         (view["last_seq"].as_i64(), view["unread_count"].as_i64()),
-        (Some(4), Some(4))
+        (Some(4), Some(0)),
+        "who writes has read"
     );
 }
 
@@ -250,7 +251,20 @@ async fn the_read_cursor_only_moves_forward() {
         assert_problem(&bob.put(&path, json!({"seq": bad})).await, 422, "validation_failed");
     }
     let (_, own) = owner.get(&format!("/api/chat/{chat}")).await;
-    assert_eq!(own["unread_count"], 3, "each member reads for themselves");
+    assert_eq!(
+        own["unread_count"], 0,
+        "each member reads for themselves, and one's own messages at once"
+    );
+    let carol = app.member(&owner).await;
+    owner
+        .post(&format!("/api/chat/{chat}/members"), json!({"member_ids": [carol.id]}))
+        .await;
+    let (_, view) = carol.get(&format!("/api/chat/{chat}")).await;
+    assert_eq!(
+        (view["last_read_seq"].as_i64(), view["unread_count"].as_i64()),
+        (Some(3), Some(0)),
+        "what was said before one came is not unread"
+    );
     let reads = app
         .events(chat)
         .await

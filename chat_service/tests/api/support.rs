@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use chat_service::AppState;
 use chat_service::config::{Auth, Config, Passwords};
 use chat_service::outbox_relay::{self, Wake};
+use chat_service::services::inheritance::Inheritance;
 use chat_service::services::sessions::SessionService;
 use chat_service::signing_keys::{self, SigningKeys};
 use fechatter_core::health::Status;
@@ -25,6 +26,7 @@ pub struct App {
     pub owner: PgPool,
     pub keys: SigningKeys,
     pub sessions: SessionService,
+    pub inheritance: Inheritance,
     pub http: reqwest::Client,
     shutdown: CancellationToken,
     _keys_dir: tempfile::TempDir,
@@ -63,7 +65,7 @@ impl App {
         let pool = migrations::open(&database.url("chat"), 16).await.unwrap();
         let keys = SigningKeys::open(&config.auth.keys_dir, 60).unwrap();
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
-        let sessions = state.sessions.clone();
+        let (sessions, inheritance) = (state.sessions.clone(), state.users.inheritance.clone());
         let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
         let router = chat_service::router(state, checks.routes(CancellationToken::new()));
         let listener = serve::bind(([127, 0, 0, 1], 0).into(), "listen").await.unwrap();
@@ -80,6 +82,7 @@ impl App {
             owner,
             keys,
             sessions,
+            inheritance,
             http: reqwest::Client::new(),
             shutdown,
             _keys_dir: keys_dir,

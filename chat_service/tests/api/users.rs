@@ -125,3 +125,56 @@ async fn the_workspace_is_renamed_by_those_who_manage_it() {
         "conflict",
     );
 }
+
+#[tokio::test]
+async fn chats_of_a_deactivated_owner_go_to_the_member_of_longest_standing() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let people = app.members(&owner, 3).await;
+    let (bob, carol, dave) = (&people[0], &people[1], &people[2]);
+    let shared = bob.chat("private_channel", &[carol, dave]).await;
+    let pair = bob.chat("single", &[dave]).await;
+    let alone = bob.chat("private_channel", &[]).await;
+    // Carol stood longest, but is out herself.
+    for user in [carol, bob] {
+        let (status, _) = owner.delete(&format!("/api/users/{}", user.id)).await;
+        assert_eq!(status, StatusCode::NO_CONTENT);
+    }
+    for chat in [shared, pair] {
+        let (_, view) = dave.get(&format!("/api/chat/{chat}")).await;
+        assert_eq!(view["owner_id"], dave.id, "{view}");
+        let events = app.events(chat).await;
+        let changed = events.iter().find(|(kind, _)| kind == "chat.updated");
+        assert_eq!(changed.unwrap().1["chat"]["owner_id"], dave.id);
+    }
+    let events = app.events(alone).await;
+    let changes = events.iter().filter(|(kind, _)| kind == "chat.updated");
+    assert_eq!(changes.count(), 0, "nobody is there to inherit");
+    let rename = dave
+        .patch(&format!("/api/chat/{shared}"), json!({"name": "goes on"}))
+        .await;
+    assert_eq!(rename.0, StatusCode::OK, "the heir acts as owner");
+    // A token that has not run out yet makes no chat for somebody who is out.
+    let refused = bob
+        .post("/api/chat", json!({"kind": "private_channel", "name": "late"}))
+        .await;
+    assert_problem(&refused, 403, "forbidden");
+}
+
+#[tokio::test]
+async fn what_an_interrupted_deactivation_left_is_handed_over_later() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let bob = app.member(&owner).await;
+    let chat = bob.chat("private_channel", &[&owner]).await;
+    let inheritance = &app.inheritance;
+    assert_eq!(inheritance.settle(None).await.unwrap(), 0);
+    sqlx::query("UPDATE users SET deactivated_at = now() WHERE id = $1")
+        .bind(bob.id)
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    let (first, second) = tokio::join!(inheritance.settle(None), inheritance.settle(None));
+    assert_eq!(first.unwrap() + second.unwrap(), 1, "two replicas hand over once");
+    assert_eq!(owner.get(&format!("/api/chat/{chat}")).await.1["owner_id"], owner.id);
+}
