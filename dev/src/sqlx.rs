@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 /// The crates with checked queries.
-const CRATES: [&str; 3] = ["chat_service", "notify_service", "indexer"];
+const CRATES: [&str; 4] = ["dead_letters", "chat_service", "notify_service", "indexer"];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signal()?;

@@ -1,13 +1,17 @@
-//! `indexer reindex` and `indexer consistency`: both ask the running indexer, or work here when none runs.
+//! `indexer reindex`, `consistency` and `dead-letters replay` ask the running indexer, or work here when none runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use dead_letters::{DeadLetters, Replay};
 use indexer::config::Config;
+use indexer::consumer::CONSUMER;
 use indexer::engine::SearchEngine;
+use indexer::metrics::Metrics;
 use indexer::services::consistency::{Consistency, Difference, Report};
+use indexer::services::indexing::Indexing;
 use indexer::services::reindex::{Progress, Reindex, State};
 use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
@@ -93,6 +97,56 @@ pub async fn consistency(config: Config, process: Process) -> anyhow::Result<()>
             return Ok(());
         }
     }
+}
+
+/// Carries out a command about dead letters and returns its exit code.
+pub async fn dead_letters(config: Config, command: dead_letters::command::Command) -> anyhow::Result<u8> {
+    let pool = migrations::open(config.database.url.expose_secret(), 2).await?;
+    let letters = DeadLetters::new(pool.clone(), CONSUMER);
+    // Opened once, and only when something is to be replayed and no indexer runs.
+    let here = tokio::sync::OnceCell::new();
+    dead_letters::command::run(command, &letters, async |id| {
+        if let Some(outcome) = replay_there(&config, id).await? {
+            return Ok(outcome);
+        }
+        let indexing = here
+            .get_or_try_init(async || {
+                let engine = crate::open_engine(&config)?;
+                let max = config.batch.max_deliveries;
+                anyhow::Ok(Indexing::new(
+                    pool.clone(),
+                    engine,
+                    Metrics::default(),
+                    max,
+                    tokio_util::sync::CancellationToken::default(),
+                ))
+            })
+            .await?;
+        Ok(indexing.replay(id).await?)
+    })
+    .await
+}
+
+/// Has the running indexer replay a dead letter; nothing when none runs.
+async fn replay_there(config: &Config, id: i64) -> anyhow::Result<Option<Replay>> {
+    let client = reqwest::Client::builder().timeout(Duration::from_mins(1)).build()?;
+    let url = format!("http://{}/dead-letters/{id}/replay", reachable(config.admin_listen));
+    let answer = match client.post(&url).send().await {
+        Ok(answer) => answer,
+        Err(error) if error.is_connect() => return Ok(None),
+        Err(error) => return Err(error).context("the running indexer does not answer"),
+    };
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(Some(
+            answer
+                .json()
+                .await
+                .context("an unexpected answer of the running indexer")?,
+        ));
+    }
+    let said = answer.text().await.unwrap_or_default();
+    anyhow::bail!("the running indexer answered {status}: {said}")
 }
 
 fn conclude(report: &Report) -> anyhow::Result<()> {

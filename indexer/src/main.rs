@@ -48,6 +48,13 @@ enum Command {
     ///
     /// Asks the indexer that runs with this configuration, by its admin listener; when none runs, compares by itself.
     Consistency,
+    /// Lists, shows, replays and drops events that could not be indexed.
+    ///
+    /// A replay is done by the indexer that runs with this configuration, or here when none runs.
+    DeadLetters {
+        #[command(subcommand)]
+        command: dead_letters::command::Command,
+    },
     /// Prints the OpenAPI document of this service's routes.
     Openapi,
 }
@@ -59,9 +66,15 @@ fn main() -> ExitCode {
     }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
+            let args_command = match args.command {
+                Some(Command::DeadLetters { command }) => {
+                    return process::command(|| command::dead_letters(config, command));
+                }
+                other => other,
+            };
             let log = config.log.clone();
             process::run("indexer", &log, |process| async move {
-                match args.command {
+                match args_command {
                     Some(Command::Reindex) => command::reindex(config, process).await,
                     Some(Command::Consistency) => command::consistency(config, process).await,
                     _ => run(config, process).await,
@@ -180,7 +193,8 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         // Each hit is checked there before it is shown.
         database.check("PostgreSQL does not answer")
     };
-    let admin_routes = admin::router(draining.clone(), ready).merge(handlers::admin::router(reindex, consistency));
+    let admin_routes =
+        admin::router(draining.clone(), ready).merge(handlers::admin::router(reindex, consistency, indexing));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

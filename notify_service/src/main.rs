@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use dead_letters::DeadLetters;
 use fechatter_core::health::Status;
 use fechatter_core::token::Verifier;
 use rand::seq::SliceRandom;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use notify_service::config::{Config, ENV_PREFIX};
 use notify_service::connection::End;
-use notify_service::consumer::Consumer;
+use notify_service::consumer::{self, Consumer};
 use notify_service::hub::Hub;
 use notify_service::metrics::Metrics;
 use notify_service::services::access::Access;
@@ -50,22 +51,38 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Lists, shows, replays and drops events that could not be read.
+    ///
+    /// Clients were told to reload when they came; a replay sees whether this version can read them, and settles them.
+    DeadLetters {
+        #[command(subcommand)]
+        command: dead_letters::command::Command,
+    },
     /// Prints the OpenAPI document of this service's routes.
     Openapi,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(Command::Openapi) = args.command {
+    if matches!(args.command, Some(Command::Openapi)) {
         return openapi::print(&notify_service::document());
     }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
+            if let Some(Command::DeadLetters { command }) = args.command {
+                return process::command(|| dead_letters(config, command));
+            }
             let log = config.log.clone();
             process::run("notify_service", &log, |process| run(config, process))
         }
         Err(code) => code,
     }
+}
+
+async fn dead_letters(config: Config, command: dead_letters::command::Command) -> anyhow::Result<u8> {
+    let pool = migrations::open(config.database.url.expose_secret(), 2).await?;
+    let letters = DeadLetters::new(pool, consumer::CONSUMER);
+    dead_letters::command::run(command, &letters, async |id| Ok(consumer::replay(&letters, id).await?)).await
 }
 
 async fn run(config: Config, process: Process) -> anyhow::Result<()> {

@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Exit code of an operator's command that could not do its work.
+pub const EXIT_FAULT: u8 = 2;
+
 /// What a running process hands to its parts.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -96,6 +99,27 @@ where
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     telemetry.shutdown();
     code
+}
+
+/// Runs an operator's command to its end, without telemetry: standard output is its answer alone. Its value is the exit code;
+/// an error is told on standard error and is code 2.
+pub fn command<F, Fut>(main: F) -> ExitCode
+where
+    F: FnOnce() -> Fut,
+    Fut: Future<Output = anyhow::Result<u8>>,
+{
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(main()));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(EXIT_FAULT)
+        }
+    }
 }
 
 /// First signal: drain. Second: leave at once.

@@ -1,25 +1,30 @@
 //! The admin listener's own routes: `POST` starts a rebuild (`/reindex`) or a comparison (`/consistency`), `GET` says
-//! how it goes.
+//! how it goes; `POST /dead-letters/{id}/replay` replays one dead letter and answers how it ended.
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::routing::get;
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use dead_letters::Replay;
 use http::StatusCode;
 
 use crate::services::consistency::{Consistency, Report};
+use crate::services::indexing::Indexing;
 use crate::services::reindex::{Progress, Reindex};
 
 /// The routes.
-pub fn router(reindex: Arc<Reindex>, consistency: Arc<Consistency>) -> Router {
+pub fn router(reindex: Arc<Reindex>, consistency: Arc<Consistency>, indexing: Arc<Indexing>) -> Router {
     let rebuilding = Router::new()
         .route("/reindex", get(progress).post(rebuild))
         .with_state(reindex);
     let comparing = Router::new()
         .route("/consistency", get(report).post(compare))
         .with_state(consistency);
-    rebuilding.merge(comparing)
+    let replaying = Router::new()
+        .route("/dead-letters/{id}/replay", post(replay))
+        .with_state(indexing);
+    rebuilding.merge(comparing).merge(replaying)
 }
 
 async fn progress(State(reindex): State<Arc<Reindex>>) -> Json<Progress> {
@@ -40,6 +45,17 @@ async fn report(State(consistency): State<Arc<Consistency>>) -> Json<Report> {
 async fn compare(State(consistency): State<Arc<Consistency>>) -> (StatusCode, Json<Report>) {
     let started = consistency.start();
     (started_or_running(started), Json(consistency.report()))
+}
+
+/// 200 with the outcome, 503 with the reason when PostgreSQL or the engine is away.
+async fn replay(
+    State(indexing): State<Arc<Indexing>>,
+    Path(id): Path<i64>,
+) -> Result<Json<Replay>, (StatusCode, String)> {
+    match indexing.replay(id).await {
+        Ok(outcome) => Ok(Json(outcome)),
+        Err(fault) => Err((StatusCode::SERVICE_UNAVAILABLE, fault.to_string())),
+    }
 }
 
 const fn started_or_running(started: bool) -> StatusCode {

@@ -113,6 +113,34 @@ pub async fn changes_after(pool: &PgPool, after: MessageId, limit: i64) -> Resul
     }))
 }
 
+/// What the index should hold of one message now; nothing when there is no such message. One of a deleted chat is a deletion.
+pub async fn change_of(pool: &PgPool, id: MessageId) -> Result<Option<Change>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"SELECT m.workspace_id, m.chat_id, m.sender_id, m.version, m.created_at,
+                  CASE WHEN c.deleted_at IS NULL THEN m.content END AS content
+           FROM messages AS m JOIN chats AS c ON c.id = m.chat_id
+           WHERE m.id = $1"#,
+        id.0
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| match row.content {
+        Some(content) => Change::Upsert(MessageDocument {
+            id,
+            workspace_id: row.workspace_id.into(),
+            chat_id: row.chat_id.into(),
+            sender_id: row.sender_id.into(),
+            content,
+            created_at: row.created_at,
+            version: row.version,
+        }),
+        None => Change::Delete {
+            id,
+            version: row.version,
+        },
+    }))
+}
+
 /// A message as far as the index is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageState {

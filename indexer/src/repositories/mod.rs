@@ -1,6 +1,5 @@
 //! SQL and nothing else; each function borrows a connection or the pool. The role may read users, chats, members and
-//! messages, and write dead letters.
+//! messages, and keep dead letters (crate `dead_letters`).
 
 pub mod access;
-pub mod dead_letters;
 pub mod messages;

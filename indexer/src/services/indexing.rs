@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dead_letters::{DeadLetter, DeadLetters, Replay, Shown, State};
 use service_runtime::health::Condition;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -12,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::effects::{Effect, Incoming, collapse, read};
 use crate::consumer::CONSUMER;
-use crate::engine::{EngineError, SearchEngine, StreamPosition};
+use crate::engine::{Change, EngineError, MessageDocument, SearchEngine, StreamPosition};
 use crate::metrics::Metrics;
-use crate::repositories::dead_letters::{self, DeadLetter};
+use crate::repositories::messages;
 
 /// Deliveries after which an event is processed by itself, so that it harms no other any more.
 const ISOLATED_FROM: i64 = 3;
@@ -22,11 +23,24 @@ const ISOLATED_FROM: i64 = 3;
 const SUSPECT_AFTER: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest wait for the engine to take a replayed event.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The process is ending and the batch is not done; it will be delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted by shutdown")]
 pub struct Interrupted;
+
+/// Why a dead letter could not be replayed now; it is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayFault {
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error("the search engine: {0}")]
+    Engine(#[from] EngineError),
+    #[error("the search engine did not answer within {} s", REPLAY_TIMEOUT.as_secs())]
+    Timeout,
+}
 
 /// Why an event was given up, as a bounded label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +64,7 @@ impl GivenUp {
 #[derive(Debug)]
 pub struct Indexing {
     pool: PgPool,
+    letters: DeadLetters,
     engine: Arc<dyn SearchEngine>,
     metrics: Metrics,
     max_deliveries: i64,
@@ -68,6 +83,7 @@ impl Indexing {
         shutdown: CancellationToken,
     ) -> Self {
         Self {
+            letters: DeadLetters::new(pool.clone(), CONSUMER),
             pool,
             engine,
             metrics,
@@ -170,6 +186,60 @@ impl Indexing {
         Ok(result)
     }
 
+    /// Processes a dead letter once more and records how that ended; an error when PostgreSQL or the engine is away.
+    ///
+    /// An old event says what was. What it concerns is therefore brought to what PostgreSQL says now, which is right
+    /// however late it is and however often it happens; the index's position in the stream stays.
+    pub async fn replay(&self, id: i64) -> Result<Replay, ReplayFault> {
+        let Some(Shown { letter, body }) = self.letters.get(id).await? else {
+            return Ok(Replay::Unknown);
+        };
+        match letter.state() {
+            State::Waiting => {}
+            State::Dropped => return Ok(Replay::Dropped),
+            State::Replayed => return Ok(Replay::AlreadyReplayed),
+        }
+        let event = Incoming {
+            position: StreamPosition::default(),
+            subject: letter.subject,
+            deliveries: letter.deliveries,
+            body: body.into(),
+        };
+        let refused = match read(&event) {
+            Ok(effect) => self.bring_up_to_date(effect.change).await?,
+            Err(fault) => Some(fault.to_string()),
+        };
+        if let Some(reason) = refused {
+            self.letters.returned(id, &reason).await?;
+            return Ok(Replay::Returned { reason });
+        }
+        self.letters.replayed(id).await?;
+        tracing::info!(id, subject = event.subject, "a dead letter was replayed");
+        Ok(Replay::Replayed)
+    }
+
+    /// Brings what a change concerns to its present state; why not, when the engine refuses it.
+    async fn bring_up_to_date(&self, change: Option<Change>) -> Result<Option<String>, ReplayFault> {
+        let changes = match change {
+            Some(Change::Upsert(MessageDocument { id, .. }) | Change::Delete { id, .. }) => {
+                messages::change_of(&self.pool, id).await?.into_iter().collect()
+            }
+            // A deleted chat never comes back.
+            Some(Change::DeleteChat(chat)) => vec![Change::DeleteChat(chat)],
+            None => Vec::new(),
+        };
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let applying = self.engine.apply(changes, None);
+        match tokio::time::timeout(REPLAY_TIMEOUT, applying).await {
+            Ok(Ok(_)) => Ok(None),
+            Ok(Err(EngineError::Rejected(reason))) => Ok(Some(reason)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(ReplayFault::Timeout),
+        }
+    }
+
     /// The position that these events bring the index to: never back within one history.
     fn advance(&self, positions: impl Iterator<Item = StreamPosition>) -> Option<StreamPosition> {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,9 +252,8 @@ impl Indexing {
     /// Keeps an event as a dead letter, waiting for PostgreSQL when it is away.
     async fn give_up(&self, event: &Incoming, why: GivenUp, reason: &str) -> Result<(), Interrupted> {
         let letter = DeadLetter {
-            consumer: CONSUMER,
             stream_epoch: event.position.epoch,
-            stream_sequence: i64::try_from(event.position.sequence).unwrap_or(i64::MAX),
+            stream_sequence: event.position.sequence,
             subject: &event.subject,
             reason,
             deliveries: event.deliveries,
@@ -192,7 +261,7 @@ impl Indexing {
         };
         let mut pause = FIRST_PAUSE;
         let kept = loop {
-            match dead_letters::keep(&self.pool, &letter).await {
+            match self.letters.keep(&letter).await {
                 Err(error) if migrations::is_away(&error) => {
                     self.wait(&format!("PostgreSQL, to keep a dead letter: {error}"), &mut pause)
                         .await?;

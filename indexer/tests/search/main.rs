@@ -1,6 +1,7 @@
 //! The indexer as a process, against a real PostgreSQL and a real NATS.
 
 mod api;
+mod dead_letters;
 mod flow;
 mod recovery;
 mod world;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Info;
+use dead_letters::{DeadLetter, DeadLetters, Replay, Shown, State};
 use fechatter_core::events::METADATA_EPOCH;
 use service_runtime::health::Condition;
 use sqlx::PgPool;
@@ -24,10 +25,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::cursor::Cursor;
+use crate::event::decode;
 use crate::hub::Hub;
 use crate::positions::Positions;
-use crate::repositories::dead_letters::{self, DeadLetter};
 use session::Session;
+
+/// Name of this consumer among the dead letters.
+pub const CONSUMER: &str = "notify_service";
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -69,6 +74,17 @@ fn fault(what: &str) -> impl Fn(&(dyn std::error::Error + 'static)) -> Ended {
     move |error| Ended::Fault(format!("cannot {what}: {error}"))
 }
 
+/// An unreadable event on its way to the dead letters.
+#[derive(Debug)]
+struct Buried {
+    /// The stream's history.
+    epoch: Uuid,
+    sequence: u64,
+    subject: String,
+    reason: String,
+    body: bytes::Bytes,
+}
+
 /// What is known of the history in hand, from session to session.
 #[derive(Debug)]
 struct Progress {
@@ -87,7 +103,7 @@ pub struct Consumer {
     context: jetstream::Context,
     hub: Arc<Hub>,
     pool: PgPool,
-    letters: mpsc::Sender<DeadLetter>,
+    letters: mpsc::Sender<Buried>,
     /// Events read back at start.
     warm: u64,
     condition: Condition,
@@ -176,13 +192,49 @@ impl Consumer {
     }
 }
 
+/// Replays a dead letter: sees whether this build can read it, and records how that ended.
+///
+/// There is nothing to deliver again. Streams that were there when the event came were told `gap`, their clients have reloaded
+/// what it said, and sent now it would come out of order. What is left is to know that the cause is mended.
+pub async fn replay(letters: &DeadLetters, id: i64) -> Result<Replay, sqlx::Error> {
+    let Some(Shown { letter, body }) = letters.get(id).await? else {
+        return Ok(Replay::Unknown);
+    };
+    match letter.state() {
+        State::Waiting => {}
+        State::Dropped => return Ok(Replay::Dropped),
+        State::Replayed => return Ok(Replay::AlreadyReplayed),
+    }
+    let at = Cursor {
+        epoch: Uuid::nil(),
+        sequence: 0,
+    };
+    if let Err(error) = decode(at, &async_nats::HeaderMap::new(), &body) {
+        let reason = error.to_string();
+        letters.returned(id, &reason).await?;
+        return Ok(Replay::Returned { reason });
+    }
+    letters.replayed(id).await?;
+    Ok(Replay::Replayed)
+}
+
 /// Keeps unreadable events in the background: the ones behind do not wait for PostgreSQL.
-fn keep_letters(pool: PgPool) -> mpsc::Sender<DeadLetter> {
-    let (sender, mut letters) = mpsc::channel::<DeadLetter>(LETTERS_MAX);
+fn keep_letters(pool: PgPool) -> mpsc::Sender<Buried> {
+    let (sender, mut letters) = mpsc::channel::<Buried>(LETTERS_MAX);
+    let kept = DeadLetters::new(pool, CONSUMER);
     tokio::spawn(async move {
         while let Some(letter) = letters.recv().await {
-            if let Err(error) = dead_letters::keep(&pool, &letter).await {
-                tracing::error!(%error, sequence = letter.sequence, "cannot keep a dead letter");
+            let letter = DeadLetter {
+                stream_epoch: letter.epoch,
+                stream_sequence: letter.sequence,
+                subject: &letter.subject,
+                reason: &letter.reason,
+                deliveries: 1,
+                body: &letter.body,
+            };
+            // Every replica meets it.
+            if let Err(error) = kept.keep_once(&letter).await {
+                tracing::error!(%error, sequence = letter.stream_sequence, "cannot keep a dead letter");
             }
         }
     });

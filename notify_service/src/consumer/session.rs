@@ -15,13 +15,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::history::{ordered, settle_history};
-use super::{Consumer, Ended, Progress, epoch_of, fault};
+use super::{Buried, Consumer, Ended, Progress, epoch_of, fault};
 use crate::cursor::Cursor;
 use crate::event::{Entry, Headers, decode, may_move_members};
 use crate::hub::Published;
 use crate::positions::Admission;
 use crate::repositories;
-use crate::repositories::dead_letters::DeadLetter;
 
 /// How often the connection and the stream are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -282,7 +281,7 @@ impl<'a> Session<'a> {
         tracing::error!(sequence = at.sequence, %error, "an event cannot be read; kept as a dead letter");
         let hub = &self.owner.hub;
         hub.metrics().dead_letter();
-        let letter = DeadLetter {
+        let letter = Buried {
             epoch: at.epoch,
             sequence: at.sequence,
             subject: message.subject.to_string(),

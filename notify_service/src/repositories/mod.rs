@@ -1,4 +1,4 @@
-//! SQL and nothing else; each function borrows the pool. The role may read users, chats and members, and add dead letters.
+//! SQL and nothing else; each function borrows the pool. The role may read users, chats and members, and keep
+//! dead letters (crate `dead_letters`).
 
-pub mod dead_letters;
 pub mod membership;

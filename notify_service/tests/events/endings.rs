@@ -274,6 +274,25 @@ async fn events_that_cannot_be_read_are_a_gap_and_dead_letters_and_the_next_ones
             == [("notify_service", 1), ("notify_service", 3), ("notify_service", 4)]
     })
     .await;
+
+    // An operator sees them, and a replay says that this version still cannot read them.
+    let (code, out) = first.operate(&["dead-letters", "replay", "--all"]);
+    assert!(code == 1 && out.contains("0 of 3"), "{out}");
+    let (_, out) = first.operate(&["dead-letters", "list", "--json"]);
+    let letters: serde_json::Value = serde_json::from_str(&out).expect("JSON alone");
+    assert_eq!(letters["waiting"], 3, "{letters}");
+    let ids: Vec<String> = letters["letters"]
+        .as_array()
+        .expect("letters")
+        .iter()
+        .map(|it| it["id"].to_string())
+        .collect();
+    let mut drop = vec!["dead-letters", "drop", "--reason", "poison of a test"];
+    drop.extend(ids.iter().map(String::as_str));
+    let (code, out) = first.operate(&drop);
+    assert_eq!(code, 0, "{out}");
+    let (_, out) = first.operate(&["dead-letters", "list"]);
+    assert!(out.contains("0 waiting"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,6 +199,27 @@ impl World {
         .expect("a result")
     }
 
+    /// Runs an operator's command to its end: exit code, standard output and standard error.
+    pub async fn operate(&self, args: &[&str]) -> (i32, String, String) {
+        let program = self.program(args, "unused.log");
+        tokio::task::spawn_blocking(move || {
+            let output = std::process::Command::new(&program.path)
+                .args(&program.args)
+                .envs(program.env)
+                .current_dir(&program.dir)
+                .output()
+                .expect("the command");
+            let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+            (
+                output.status.code().expect("an exit code"),
+                text(output.stdout),
+                text(output.stderr),
+            )
+        })
+        .await
+        .expect("a result")
+    }
+
     /// The end of the indexer's log.
     pub fn log(&self) -> String {
         dev::child::log_tail(&self.folder.path().join("indexer.log"))

@@ -64,6 +64,18 @@ impl Notify {
         *self.process.lock().expect("a process") = Process::start(&self.program).expect("notify_service");
     }
 
+    /// Runs an operator's command with its configuration: exit code and standard output.
+    pub fn operate(&self, args: &[&str]) -> (i32, String) {
+        let mut command = std::process::Command::new(&self.program.path);
+        command
+            .args(args)
+            .envs(self.program.env.iter().cloned())
+            .current_dir(&self.program.dir);
+        let output = tokio::task::block_in_place(|| command.output()).expect("the command");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        (output.status.code().expect("an exit code"), text)
+    }
+
     /// SIGTERM; gives back when it has ended.
     pub fn stop(&self) {
         let mut process = self.process.lock().expect("a process");
