@@ -36,6 +36,7 @@ pub struct Config {
     pub limits: Limits,
     pub rate_limits: RateLimits,
     pub cors: Cors,
+    pub compression: Compression,
     pub drain: Drain,
     /// Networks (CIDR) of proxies in front of us whose `x-forwarded-for`, `x-request-id` and `traceparent` are believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -65,6 +66,7 @@ impl Default for Config {
             limits: Limits::default(),
             rate_limits: RateLimits::default(),
             cors: Cors::default(),
+            compression: Compression::default(),
             drain: Drain::default(),
             trusted_proxies: Vec::new(),
             proxy_protocol: Vec::new(),
@@ -357,6 +359,25 @@ impl Default for Cors {
         Self {
             origins: Vec::new(),
             max_age_seconds: 600,
+        }
+    }
+}
+
+/// `[compression]`: of answers to clients that take them so.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compression {
+    /// 0 (none) to 9 (small and slow).
+    pub level: u32,
+    /// Shorter answers stay as they are, 20 to 1,000,000 bytes.
+    pub bytes_min: u64,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self {
+            level: 3,
+            bytes_min: 1_024,
         }
     }
 }

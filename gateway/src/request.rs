@@ -44,6 +44,8 @@ pub struct RequestContext {
     /// From the last attempt to the upstream's answer's head.
     pub upstream_wait: Option<Duration>,
     pub body_bytes: usize,
+    /// The encoder of its answer, when that is compressed.
+    pub compressing: Option<crate::compression::Compressing>,
     /// Whether the whole body has been read.
     pub body_ended: bool,
     /// Counts the request while it is in flight and no stream.
@@ -73,6 +75,7 @@ impl RequestContext {
             to_headers: None,
             upstream_wait: None,
             body_bytes: 0,
+            compressing: None,
             body_ended: false,
             in_flight: None,
             open_stream: None,

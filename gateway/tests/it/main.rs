@@ -6,6 +6,7 @@ mod support;
 
 mod access_log;
 mod clients;
+mod compression;
 mod cors;
 mod drain;
 mod framing;
