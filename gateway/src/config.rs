@@ -49,6 +49,8 @@ pub struct Config {
     pub acme_challenges: Option<PathBuf>,
     /// How long a start waits to know which sessions have ended, 0 to 60 s; then it opens without, as when NATS is away.
     pub revocations_wait_seconds: u64,
+    /// Unix socket at which a new process, started with `--upgrade`, takes over; none by default.
+    pub upgrade_socket: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -74,6 +76,7 @@ impl Default for Config {
             addresses: Addresses::default(),
             acme_challenges: None,
             revocations_wait_seconds: 5,
+            upgrade_socket: None,
         }
     }
 }

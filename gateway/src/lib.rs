@@ -43,4 +43,5 @@ pub mod routes;
 pub mod server;
 pub mod shared_usage;
 pub mod tls;
+pub mod upgrade;
 pub mod upstreams;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gateway::config::{Config, ENV_PREFIX};
+use gateway::server::Start;
 use service_runtime::{openapi, process};
 
 /// The edge of Fechatter.
@@ -17,6 +18,9 @@ struct Arguments {
     /// Check the configuration, certificates included, and end.
     #[arg(long)]
     check: bool,
+    /// Take over from the gateway that runs with the same `upgrade_socket`, without refusing a connection; that one drains and ends.
+    #[arg(long)]
+    upgrade: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -51,7 +55,11 @@ fn main() -> ExitCode {
     }
     let log = config.log.clone();
     process::run("gateway", &log, |process| {
-        gateway::server::run(config, arguments.config, process.shutdown)
+        let start = Start {
+            file: arguments.config,
+            upgrade: arguments.upgrade,
+        };
+        gateway::server::run(config, start, process.shutdown)
     })
 }
 

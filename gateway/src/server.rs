@@ -11,8 +11,7 @@ use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use service_runtime::serve::bind;
-use service_runtime::{admin, jwks};
+use service_runtime::jwks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,12 +33,22 @@ use crate::revocation::{self, Revoked};
 use crate::routes::Routes;
 use crate::shared_usage;
 use crate::tls;
+use crate::upgrade::{self, Copies, Listeners, Predecessor};
 use crate::upstreams::Upstreams;
 
 static ROUTES: LazyLock<Routes> = LazyLock::new(Routes::new);
 
-/// Runs until `shutdown` is cancelled and the drain is over; `file` is what `config` was read from.
-pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// How this process begins.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// What the configuration was read from.
+    pub file: Option<PathBuf>,
+    /// Takes over from the process at `upgrade_socket`.
+    pub upgrade: bool,
+}
+
+/// Runs until `shutdown` is cancelled, or another process has taken over, and the drain is over.
+pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> anyhow::Result<()> {
     // Background work ends after the drain, so that requests in flight still have keys, limits and healthy upstreams.
     let background = CancellationToken::new();
     let _end_background = background.clone().drop_guard();
@@ -50,7 +59,7 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     let policy: Current = Arc::new(ArcSwap::from_pointee(Policy::new(config.clone(), None)));
     let edge = edge(&config, &policy, &metrics, &background).await?;
     let reloader = Arc::new(Reloader {
-        file,
+        file: start.file,
         policy: Arc::clone(&policy),
         upstreams: Arc::clone(&edge.upstreams),
         resolver: Arc::clone(&resolver),
@@ -63,19 +72,12 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     observe(&reloader, &edge);
     let proxy = Arc::new(proxy(&config, edge));
 
-    let public = bind(config.listen, "listen").await?;
-    let plain = bind(config.redirect_listen, "redirect_listen").await?;
+    let (Listeners { public, plain, admin }, copies, predecessor) = listeners(&config, start.upgrade).await?;
     let opened = CancellationToken::new();
-    let is_open = opened.clone();
-    let admin_routes = admin::router(shutdown.clone(), move || {
-        jwks::ready(&verifier)?;
-        is_open
-            .is_cancelled()
-            .then_some(())
-            .ok_or("reading which sessions have ended")
-    });
-    let admin_routes = admin_routes.merge(crate::admin::router(&ROUTES, Arc::clone(&reloader)));
-    admin::serve(config.admin_listen, admin_routes, background.clone()).await?;
+    let admin_routes =
+        admin_routes(&shutdown, &opened, verifier).merge(crate::admin::router(&ROUTES, Arc::clone(&reloader)));
+    let admin_stop = background.child_token();
+    let serve_admin = || service_runtime::admin::serve_on(admin, admin_routes, admin_stop.clone());
     tokio::spawn(certificate::watch(resolver, Arc::clone(&policy), background.clone()));
     tokio::spawn(reload::watch(reloader, background.clone()));
 
@@ -96,6 +98,13 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
         tasks: tasks.clone(),
         counts: Arc::new(Counts::default()),
     });
+    // Beside a predecessor, its answers at the admin address hold until this process accepts.
+    let serve_admin = if predecessor.is_none() {
+        serve_admin();
+        None
+    } else {
+        Some(serve_admin)
+    };
     tokio::select! {
         () = wait_for_revocations(&revoked, Duration::from_secs(config.revocations_wait_seconds)) => {}
         () = shutdown.cancelled() => return Ok(()),
@@ -104,14 +113,30 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     tracing::info!(https = %config.listen, http = %config.redirect_listen, admin = %config.admin_listen, "listening");
     let accepting = tokio::spawn(acceptor.run(public, stop_accepting.clone()));
     let redirecting = tokio::spawn(redirect::run(Redirect { policy }, plain, stop_accepting.clone()));
+    if let (Some(predecessor), Some(serve_admin)) = (predecessor, serve_admin) {
+        if let Err(error) = predecessor.relieve().await {
+            tracing::warn!(%error, "the process before this one ended by itself");
+        }
+        serve_admin();
+    }
+    let relieved = CancellationToken::new();
+    if let (Some(path), Some(copies)) = (&config.upgrade_socket, copies) {
+        upgrade::offer(path, copies, relieved.clone(), stop_accepting.clone())?;
+    }
 
+    let mut settings = config.drain.clone();
     tokio::select! {
         () = shutdown.cancelled() => {}
+        () = relieved.cancelled() => {
+            // Nobody has to be turned away first: the sockets go on.
+            settings.delay_ms = 0;
+            admin_stop.cancel();
+        }
         ended = accepting => anyhow::bail!("the public listener ended: {ended:?}"),
         ended = redirecting => anyhow::bail!("the redirecting listener ended: {ended:?}"),
     }
     let drain = Drain {
-        settings: config.drain.clone(),
+        settings,
         proxy,
         stop_accepting,
         last_requests,
@@ -122,6 +147,35 @@ pub async fn run(config: Config, file: Option<PathBuf>, shutdown: CancellationTo
     };
     drain.run().await;
     Ok(())
+}
+
+/// The sockets to listen on, copies of them to offer, and the process they were taken from, if any.
+async fn listeners(config: &Config, upgrade: bool) -> anyhow::Result<(Listeners, Option<Copies>, Option<Predecessor>)> {
+    let (listeners, predecessor) = match &config.upgrade_socket {
+        Some(path) if upgrade => {
+            let (listeners, predecessor) = Listeners::take(path, config).await?;
+            (listeners, Some(predecessor))
+        }
+        None if upgrade => anyhow::bail!("--upgrade needs upgrade_socket, the same as that of the running gateway"),
+        _ => (Listeners::bind(config).await?, None),
+    };
+    let offered = config.upgrade_socket.is_some();
+    let copies = offered
+        .then(|| listeners.copies())
+        .transpose()
+        .context("upgrade_socket")?;
+    Ok((listeners, copies, predecessor))
+}
+
+fn admin_routes(shutdown: &CancellationToken, opened: &CancellationToken, verifier: Arc<Verifier>) -> axum::Router {
+    let opened = opened.clone();
+    service_runtime::admin::router(shutdown.clone(), move || {
+        jwks::ready(&verifier)?;
+        opened
+            .is_cancelled()
+            .then_some(())
+            .ok_or("reading which sessions have ended")
+    })
 }
 
 /// Gives way to the sessions that ended before this process began, so that their tokens don't work for a moment; not for ever, since

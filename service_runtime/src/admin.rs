@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use http::{StatusCode, header};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
@@ -49,7 +50,12 @@ async fn answer_ready(State(ready): State<Readiness>) -> (StatusCode, String) {
 
 /// Serves `router` on `addr` until the process ends; it still answers while the process drains.
 pub async fn serve(addr: SocketAddr, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = crate::serve::bind(addr, "admin_listen").await?;
+    serve_on(crate::serve::bind(addr, "admin_listen").await?, router, shutdown);
+    Ok(())
+}
+
+/// Like [`serve`], on a socket that is there already.
+pub fn serve_on(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     tokio::spawn(async move {
         let result = axum::serve(listener, router)
             .with_graceful_shutdown(shutdown.cancelled_owned())
@@ -58,5 +64,4 @@ pub async fn serve(addr: SocketAddr, router: Router, shutdown: CancellationToken
             tracing::error!(%error, "admin listener ended");
         }
     });
-    Ok(())
 }

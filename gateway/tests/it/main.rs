@@ -18,4 +18,5 @@ mod routes;
 mod streams;
 mod tls;
 mod tokens;
+mod upgrade;
 mod upstreams;

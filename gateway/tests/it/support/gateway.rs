@@ -15,6 +15,7 @@ pub struct Gateway {
     pub http: SocketAddr,
     pub admin: SocketAddr,
     pub folder: tempfile::TempDir,
+    program: Program,
     process: Process,
 }
 
@@ -88,7 +89,7 @@ impl Gateway {
         if file.exists() {
             env.retain(|(known, _)| !known.starts_with("FECHATTER_GATEWAY__UPSTREAMS__"));
         }
-        let process = Process::start(&Program {
+        let program = Program {
             name: "gateway".to_owned(),
             path: PathBuf::from(env!("CARGO_BIN_EXE_gateway")),
             args: if file.exists() {
@@ -100,13 +101,14 @@ impl Gateway {
             log: folder.path().join("gateway.log"),
             user: None,
             dir: folder.path().to_owned(),
-        })
-        .unwrap();
+        };
+        let process = Process::start(&program).unwrap();
         let mut gateway = Self {
             https,
             http,
             admin,
             folder,
+            program,
             process,
         };
         gateway.wait_until_ready().await;
@@ -193,23 +195,45 @@ impl Gateway {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
+    /// Starts the program once more, to take over, with other `settings`; the running one stays this value's process.
+    pub fn successor(&self, settings: &[(&str, &str)]) -> Process {
+        let mut program = self.program.clone();
+        program.args.push("--upgrade".to_owned());
+        for (name, value) in settings {
+            program
+                .env
+                .push((format!("FECHATTER_GATEWAY__{name}"), (*value).to_owned()));
+        }
+        Process::start(&program).unwrap()
+    }
+
+    /// Watches `successor` from now on instead of the process before, which is returned.
+    pub fn become_process(&mut self, successor: Process) -> Process {
+        std::mem::replace(&mut self.process, successor)
+    }
+
     pub fn signal(&self, signal: &str) {
         self.process.signal(signal.parse().unwrap());
     }
 
     /// The exit code, once it has ended.
     pub async fn exit_code(&mut self) -> i32 {
-        let started = std::time::Instant::now();
-        loop {
-            if let Some(status) = self.process.ended() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "still running:\n{}",
-                self.process.log_tail()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        exit_code(&mut self.process).await
+    }
+}
+
+/// The exit code of a process, once it has ended.
+pub async fn exit_code(process: &mut Process) -> i32 {
+    let started = std::time::Instant::now();
+    loop {
+        if let Some(status) = process.ended() {
+            return status.code().unwrap_or(-1);
         }
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "still running:\n{}",
+            process.log_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
