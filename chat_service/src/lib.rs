@@ -7,6 +7,7 @@ pub mod error;
 pub mod handlers;
 pub mod outbox_relay;
 pub mod passwords;
+pub mod reconcile;
 pub mod repositories;
 pub mod services;
 pub mod signing_keys;

@@ -14,7 +14,7 @@ use service_runtime::{admin, health, nats, openapi, serve};
 use chat_service::config::{Config, ENV_PREFIX};
 use chat_service::outbox_relay::{self, Wake};
 use chat_service::signing_keys::{self, SigningKeys};
-use chat_service::{AppState, router};
+use chat_service::{AppState, reconcile, router};
 
 /// Identity, chats, messages and the outbox relay of Fechatter.
 #[derive(Parser)]
@@ -34,6 +34,11 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Compares outbox, stream and index, and mends them with --repair.
+    ///
+    /// Works with this service's rights, beside running services. Exit codes: 0 all agree, 1 something differs (still), 2 could not
+    /// look.
+    Reconcile(reconcile::Args),
     /// Prints the OpenAPI document of this service's routes.
     Openapi,
 }
@@ -50,15 +55,20 @@ enum KeysCommand {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let mut reconciling = None;
     match args.command {
         Some(Command::Keys {
             command: KeysCommand::New { dir },
         }) => return new_key(&dir),
         Some(Command::Openapi) => return openapi::print(&chat_service::document()),
+        Some(Command::Reconcile(options)) => reconciling = Some(options),
         None => {}
     }
     match process::load::<Config>(ENV_PREFIX, args.config.as_deref()) {
         Ok(config) => {
+            if let Some(options) = reconciling {
+                return process::command(|| reconcile::run(config, options));
+            }
             let log = config.log.clone();
             process::run("chat_service", &log, |process| serve(config, process))
         }

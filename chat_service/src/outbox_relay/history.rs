@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream;
+use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Shared;
 use super::backoff::{Backoff, Outage};
 use super::status::{Part, is_connected};
 use super::stream::{self, StreamFault};
+use super::{Config, Shared};
 use crate::repositories;
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
@@ -189,47 +190,94 @@ impl Keeper {
         stream::valid_epoch(&stream, &progress).await
     }
 
-    /// Decides alone, under a lock, about a new history. Looks again first: another process may have done it.
-    ///
-    /// Where it begins is looked up before the old one is ended, and may take as long as the outbox is large. Were the time
-    /// for that limited, or spent after the stream was emptied, a large outbox would never get past this point.
+    /// Begins a new history unless another process has done it.
     async fn begin_anew(&self) -> Result<Uuid, StreamFault> {
-        let config = stream::config(&self.shared.config, self.replicas);
-        let mut transaction = in_time(async { Ok(repositories::begin(&self.shared.pool).await?) }).await?;
-        let mut outbox = OutboxProgress::new(&mut transaction);
-        outbox.lock_history().await?;
-        let look = async {
-            let stream = stream::open(&self.context, &config, false).await?;
-            let progress: Vec<Progress> = outbox.all().await?;
-            let valid = stream::valid_epoch(&stream, &progress).await?;
-            Ok((progress, valid))
-        };
-        let (progress, valid) = in_time(look).await?;
-        if let Some(epoch) = valid {
-            return Ok(epoch);
-        }
-        let starts = outbox.starts().await?;
-        let begin = async {
-            // Looked at again: the lookup may have taken long.
-            let stream = stream::open(&self.context, &config, false).await?;
-            let epoch = match stream::unused_epoch(&stream) {
-                Some(epoch) => epoch,
-                None => stream::begin_epoch(&self.context, &stream).await?,
-            };
-            let shards = outbox.rewind(epoch, &starts).await?;
-            Ok((epoch, shards))
-        };
-        let (epoch, shards) = in_time(begin).await?;
-        transaction.commit().await?;
-        let is_first = progress.iter().all(|shard| shard.stream_epoch.is_none());
-        if is_first {
-            tracing::info!(%epoch, "first history of the event stream");
-        } else {
-            tracing::warn!(%epoch, shards, "the event stream was lost or went back: publishing all retained events again");
-            self.shared.status.rebuilt();
+        let shared = &self.shared;
+        let (epoch, is_later) = decide(
+            &shared.pool,
+            &self.context,
+            &shared.config,
+            self.replicas,
+            Anew::IfInvalid,
+        )
+        .await?;
+        if is_later {
+            shared.status.rebuilt();
         }
         Ok(epoch)
     }
+}
+
+/// When a new history begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Anew {
+    /// When the present one is not valid.
+    IfInvalid,
+    /// Also when it seems valid, unless it is another than the one that was found wrong.
+    InsteadOf(Option<Uuid>),
+}
+
+/// Begins a new history, for an operator. Returns the one that is valid now.
+pub(crate) async fn begin_anew(
+    pool: &PgPool,
+    context: &jetstream::Context,
+    config: &Config,
+    replicas: usize,
+    when: Anew,
+) -> Result<Uuid, StreamFault> {
+    decide(pool, context, config, replicas, when)
+        .await
+        .map(|(epoch, _)| epoch)
+}
+
+/// Decides alone, under a lock, about a new history. Looks again first: another process may have done it. `true` when one began
+/// that is not the first.
+///
+/// Where it begins is looked up before the old one is ended, and may take as long as the outbox is large. Were the time
+/// for that limited, or spent after the stream was emptied, a large outbox would never get past this point.
+async fn decide(
+    pool: &PgPool,
+    context: &jetstream::Context,
+    config: &Config,
+    replicas: usize,
+    when: Anew,
+) -> Result<(Uuid, bool), StreamFault> {
+    let config = stream::config(config, replicas);
+    let mut transaction = in_time(async { Ok(repositories::begin(pool).await?) }).await?;
+    let mut outbox = OutboxProgress::new(&mut transaction);
+    outbox.lock_history().await?;
+    let look = async {
+        let stream = stream::open(context, &config, false).await?;
+        let progress: Vec<Progress> = outbox.all().await?;
+        let valid = stream::valid_epoch(&stream, &progress).await?;
+        Ok((progress, valid))
+    };
+    let (progress, valid) = in_time(look).await?;
+    if let Some(epoch) = valid
+        && when != Anew::InsteadOf(Some(epoch))
+    {
+        return Ok((epoch, false));
+    }
+    let starts = outbox.starts().await?;
+    let begin = async {
+        // Looked at again: the lookup may have taken long.
+        let stream = stream::open(context, &config, false).await?;
+        let epoch = match stream::unused_epoch(&stream) {
+            Some(epoch) => epoch,
+            None => stream::begin_epoch(context, &stream).await?,
+        };
+        let shards = outbox.rewind(epoch, &starts).await?;
+        Ok((epoch, shards))
+    };
+    let (epoch, shards) = in_time(begin).await?;
+    transaction.commit().await?;
+    let is_first = progress.iter().all(|shard| shard.stream_epoch.is_none());
+    if is_first {
+        tracing::info!(%epoch, "first history of the event stream");
+    } else {
+        tracing::warn!(%epoch, shards, "the event stream was lost or went back: publishing all retained events again");
+    }
+    Ok((epoch, !is_first))
 }
 
 /// Bounds what waits for NATS: a request can be lost with its connection.

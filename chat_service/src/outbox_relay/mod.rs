@@ -25,7 +25,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use history::{Anew, begin_anew};
 pub use status::Status;
+pub(crate) use stream::is_valid;
 
 /// `[outbox]`: the relay and the stream it fills.
 #[derive(Debug, Clone, Deserialize)]

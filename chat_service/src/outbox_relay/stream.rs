@@ -15,7 +15,7 @@ use crate::repositories::outbox_progress::Progress;
 
 /// Why the stream cannot be used now.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StreamFault {
+pub(crate) enum StreamFault {
     #[error("the NATS server is {0}, 2.12.1 or newer is needed")]
     Server(String),
     #[error("cannot {what} the stream {STREAM}: {source}")]
@@ -133,6 +133,11 @@ pub(super) async fn valid_epoch(stream: &Stream, progress: &[Progress]) -> Resul
     }
     let held = try_join_all(progress.iter().map(|shard| holds(stream, shard))).await?;
     Ok(held.into_iter().all(|is_held| is_held).then_some(epoch))
+}
+
+/// Whether all progress was made in the stream's history and the stream still holds it.
+pub(crate) async fn is_valid(stream: &Stream, progress: &[Progress]) -> Result<bool, StreamFault> {
+    valid_epoch(stream, progress).await.map(|epoch| epoch.is_some())
 }
 
 /// Whether the last published event of a shard is where it was acknowledged, or has left by age or size.

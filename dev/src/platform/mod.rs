@@ -314,6 +314,18 @@ impl Platform {
         Ok(())
     }
 
+    /// Runs an operator's command of a service with its configuration, beside it.
+    pub fn operate(&self, service: Service, args: &[&str]) -> anyhow::Result<std::process::Output> {
+        let mut command = Command::new(self.binary(service.binary())?);
+        command
+            .args(args)
+            .envs(self.environment(service))
+            .current_dir(&self.options.data);
+        command
+            .output()
+            .with_context(|| format!("cannot run {}", service.binary()))
+    }
+
     /// Waits for a service that was just started. Without chat_service nobody gets keys to check tokens with, so nobody
     /// is ever ready; then it is enough that it lives.
     fn wait_until_started(&mut self, service: Service) -> anyhow::Result<()> {

@@ -27,8 +27,8 @@ impl Service {
 }
 
 impl Platform {
-    /// A service's configuration.
-    pub(super) fn environment(&self, service: Service) -> Vec<(String, String)> {
+    /// The variables that a service is started with; among them its secrets.
+    pub fn environment(&self, service: Service) -> Vec<(String, String)> {
         let ports = &self.options.ports;
         let (prefix, user, listen, database) = match service {
             Service::Chat => ("CHAT", "chat", ports.chat, Some("chat")),

@@ -107,13 +107,18 @@ impl Client {
 
     /// Opens the stream of events.
     pub async fn events(&self, token: &str) -> Result<Events, String> {
-        let response = self
-            .http
-            .get(format!("{}/events", self.url))
-            .bearer_auth(token)
-            .send()
+        self.open(self.http.get(format!("{}/events", self.url)).bearer_auth(token))
             .await
-            .map_err(|error| format!("events: {error:?}"))?;
+    }
+
+    /// Opens the stream of events behind a cursor.
+    pub async fn events_after(&self, token: &str, cursor: &str) -> Result<Events, String> {
+        let request = self.http.get(format!("{}/events", self.url)).bearer_auth(token);
+        self.open(request.header("last-event-id", cursor)).await
+    }
+
+    async fn open(&self, request: reqwest::RequestBuilder) -> Result<Events, String> {
+        let response = request.send().await.map_err(|error| format!("events: {error:?}"))?;
         if response.status() != 200 {
             return Err(format!("events: {}", response.status()));
         }
@@ -148,6 +153,12 @@ impl Events {
     /// The next event of this kind; others are passed over.
     pub async fn next(&mut self, kind: &str) -> Result<Event, String> {
         self.find(|event| event.kind == kind, kind).await
+    }
+
+    /// The next event of one of these kinds; others are passed over.
+    pub async fn next_of(&mut self, kinds: &[&str]) -> Result<Event, String> {
+        self.find(|event| kinds.contains(&event.kind.as_str()), "event of these kinds")
+            .await
     }
 
     async fn find(&mut self, wanted: impl Fn(&Event) -> bool, kind: &str) -> Result<Event, String> {

@@ -30,6 +30,9 @@ const BACKOFF: [Duration; 4] = [
     Duration::from_mins(2),
     Duration::from_mins(5),
 ];
+/// After how long an event that is given back is delivered again. At once would be into our own request for events, which the
+/// server holds until it hears that nobody waits for its answers, and then for the whole time of the acknowledgement.
+const GIVE_BACK: Duration = Duration::from_millis(500);
 /// How often the backlog is looked at.
 const MONITOR: Duration = Duration::from_secs(5);
 /// How often a batch that takes long says that it is being worked on.
@@ -211,7 +214,7 @@ impl<'a> Session<'a> {
                 Gathered::Broken(None) => break Ended::Fault("the message stream ended".to_owned()),
             }
         };
-        self.give_back_waiting().await;
+        self.close().await;
         ended
     }
 
@@ -297,18 +300,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Gives events back so that another process has them at once, not after the acknowledgement's time.
+    /// Gives events back so that another process has them soon, not after the acknowledgement's time.
     async fn give_back(&self, batch: Vec<Delivery>) {
-        self.acknowledge_each(&batch, AckKind::Nak(None)).await;
+        self.acknowledge_each(&batch, AckKind::Nak(Some(GIVE_BACK))).await;
     }
 
-    async fn give_back_waiting(&mut self) {
+    /// Gives back what was delivered and not begun, and stops asking for more.
+    async fn close(mut self) {
         let mut waiting = Vec::new();
         while let Some(Some(Ok(message))) = self.messages.next().now_or_never() {
             waiting.extend(Delivery::of(message));
         }
         self.give_back(waiting).await;
-        let flushed = tokio::time::timeout(Duration::from_secs(2), self.owner.context.client().flush()).await;
+        let Self { owner, messages, .. } = self;
+        drop(messages);
+        let flushed = tokio::time::timeout(Duration::from_secs(2), owner.context.client().flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::debug!("could not give events back; they come again by themselves");
         }
