@@ -197,6 +197,15 @@ pub fn may_move_members(subject: &str) -> bool {
     )
 }
 
+/// Whose sessions an event of ours concerns, by its subject.
+pub fn owner_of_sessions(subject: &str) -> Option<UserId> {
+    let mut tokens = subject.split('.').skip(2);
+    if tokens.next() != Some("session") {
+        return None;
+    }
+    tokens.next()?.parse().ok().map(UserId)
+}
+
 fn route(event_type: EventType, event: &Event) -> Result<Route, UnreadableEvent> {
     Ok(match event_type {
         EventType::MessageCreated | EventType::MessageUpdated | EventType::MessageDeleted => {
@@ -349,6 +358,15 @@ mod tests {
         }
         assert!(may_move_members("fechatter.7.chat.12.member.promoted"));
         assert!(may_move_members("fechatter.7"));
+    }
+
+    #[test]
+    fn the_subject_tells_whose_sessions_are_concerned() {
+        let of = |event_type: EventType| owner_of_sessions(&event_type.subject(WorkspaceId(7), 12));
+        assert_eq!(of(EventType::SessionRevoked), Some(UserId(12)));
+        assert_eq!(of(EventType::UserUpdated), None);
+        assert_eq!(of(EventType::MessageCreated), None);
+        assert_eq!(owner_of_sessions("fechatter.7.session.x.session.revoked"), None);
     }
 
     #[test]

@@ -339,6 +339,12 @@ impl Hub {
         }
     }
 
+    /// Ends all streams of a user of whose sessions one may have been revoked: which, is not known. Who may goes on with a fresh
+    /// token; a revoked session gets none.
+    pub fn doubt_sessions(&self, user: UserId) {
+        self.core().end_user(user, End::Revoked);
+    }
+
     /// Forgets users who have had no stream for long.
     pub fn sweep(&self) {
         let linger = self.stream.linger();

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::history::{ordered, settle_history};
 use super::{Buried, Consumer, Ended, Progress, epoch_of, fault};
 use crate::cursor::Cursor;
-use crate::event::{Entry, Headers, decode, may_move_members};
+use crate::event::{Entry, Headers, decode, may_move_members, owner_of_sessions};
 use crate::hub::Published;
 use crate::positions::Admission;
 use crate::repositories;
@@ -231,6 +231,9 @@ impl<'a> Session<'a> {
                 self.owner
                     .hub
                     .unreadable_event(at.sequence, may_move_members(&message.subject));
+                if let Some(user) = owner_of_sessions(&message.subject) {
+                    self.owner.hub.doubt_sessions(user);
+                }
                 return Ok(());
             }
         };

@@ -72,6 +72,110 @@ async fn a_revoked_session_and_a_deactivated_user_are_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_revocation_ends_all_streams_of_its_user() {
+    let mut world = World::new().await;
+    let ada = world.workspace("doubted").await;
+    let bob = world.user(ada.workspace).await;
+    let notify = world.notify(&[]).await;
+    let (mut laptop, _) = world.follow(&notify, ada, None).await;
+    let (mut telephone, _) = world.follow(&notify, ada, None).await;
+    let (mut of_bob, _) = world.follow(&notify, bob, None).await;
+    world
+        .publisher
+        .publish(
+            EventType::SessionRevoked,
+            ada.workspace,
+            ada.id,
+            json!({"session": "of a later version"}),
+        )
+        .await;
+    for sse in [&mut laptop, &mut telephone] {
+        let last = sse.rest().await.pop().unwrap();
+        assert_eq!(
+            (last.event.as_str(), last.data),
+            ("reauth", json!({"reason": "session_revoked"}))
+        );
+    }
+    assert_eq!(of_bob.next().await.unwrap().event, "gap");
+    // With a token that is good, as a session that goes on gets one.
+    let (_, frames) = world.follow(&notify, ada, None).await;
+    assert_eq!(frames[0].event, "ready");
+}
+
+/// Readers of one byte a second.
+const TRICKLING: usize = 8;
+/// What their queues, buffers and the allocator may take together; without a bound it would be all that is sent, 90 MB, at least.
+const GROWTH_MAX_KB: u64 = 16 * 1024;
+
+/// A line of `/proc/PID/status` in kB.
+fn memory(notify: &crate::world::Notify, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", notify.process_id()))
+        .expect("a figure of a running process");
+    let found = status
+        .lines()
+        .find_map(|text| text.strip_prefix(line))
+        .expect("a figure of a running process");
+    found
+        .split_whitespace()
+        .find_map(|word| word.parse().ok())
+        .expect("a figure of a running process")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_read_a_byte_a_second_take_no_memory_beyond_their_bound() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut world = World::new().await;
+    let ada = world.workspace("trickle").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    // Memory of events for everybody has a bound of its own.
+    let settings = [("STREAM__QUEUE_BYTES", "100000"), ("RING__MAX_EVENTS", "1")];
+    let notify = world.notify(&settings).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..TRICKLING {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", notify.port))
+            .await
+            .unwrap();
+        let token = world.token(ada);
+        let request = format!("GET /events HTTP/1.1\r\nhost: notify\r\nauthorization: Bearer {token}\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut beginning = vec![0; 12];
+        socket.read_exact(&mut beginning).await.unwrap();
+        assert_eq!(beginning, b"HTTP/1.1 200");
+        readers.spawn(async move {
+            let mut second = tokio::time::interval(std::time::Duration::from_secs(1));
+            loop {
+                second.tick().await;
+                if socket.read_u8().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let (mut quick, _) = world.follow(&notify, ada, None).await;
+    let before = memory(&notify, "VmRSS:");
+    let text = "x".repeat(60_000);
+    for seq in 1..=1_500 {
+        world.send(chat, ada, seq, &text).await;
+        assert_eq!(
+            quick.next().await.unwrap().data["message"]["seq"],
+            seq,
+            "nobody else waits"
+        );
+    }
+    eventually("the slow clients to be closed", async || {
+        let closed = format!(" {TRICKLING}");
+        let metrics = world.metrics(&notify).await;
+        let mut lines = metrics.lines();
+        lines.any(|line| line.starts_with("notify_slow_closes_total") && line.ends_with(&closed))
+    })
+    .await;
+    let most = memory(&notify, "VmHWM:");
+    assert!(most < before + GROWTH_MAX_KB, "from {before} kB to {most} kB");
+    readers.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_is_closed_and_harms_nobody() {
     let mut world = World::new().await;
     let ada = world.workspace("slow").await;

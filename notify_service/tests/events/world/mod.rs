@@ -54,6 +54,11 @@ impl Notify {
         dev::child::log_tail(&self.program.log)
     }
 
+    /// Its process.
+    pub fn process_id(&self) -> u32 {
+        self.process.lock().expect("a process").id()
+    }
+
     /// SIGKILL.
     pub fn kill(&self) {
         self.process.lock().expect("a process").kill();
