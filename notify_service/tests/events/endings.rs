@@ -441,6 +441,26 @@ async fn a_stream_that_was_lost_and_rebuilt_is_a_gap_and_then_nothing_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_end_of_the_stream_that_was_deleted_is_not_waited_for() {
+    let mut world = World::new().await;
+    let ada = world.workspace("shortened").await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    let other = world.chat(ChatKind::PrivateChannel, &[ada]).await;
+    world.send(chat, ada, 1, "kept").await;
+    world.send(other, ada, 1, "deleted").await;
+    world.send(other, ada, 2, "deleted").await;
+    let stream = world.publisher.context.get_stream(STREAM).await.unwrap();
+    let subject = EventType::MessageCreated.subject(other.workspace.into(), other.id);
+    stream.purge().filter(subject).await.unwrap();
+    let notify = world.notify(&[]).await;
+    let (mut sse, frames) = world.follow(&notify, ada, None).await;
+    assert_eq!(frames[0].event, "ready");
+    // What follows is delivered.
+    world.send(chat, ada, 2, "after").await;
+    assert_eq!(contents(&[sse.next().await.unwrap()]), ["after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_server_is_found_again() {
     let mut world = World::new().await;
     let ada = world.workspace("wiped").await;
