@@ -86,7 +86,10 @@ pub(super) async fn read(
     if info.state.messages == 0 {
         return Ok(walked);
     }
-    let oldest = repositories::oldest_positions(pool).await?;
+    // Of a shard that the outbox holds nothing of any more, everything that was ever given has left it by age.
+    let given = repositories::last_positions(pool).await?;
+    let mut oldest: HashMap<i16, i64> = given.into_iter().map(|(shard, last)| (shard, last + 1)).collect();
+    oldest.extend(repositories::oldest_positions(pool).await?);
     let consumer = stream
         .create_consumer(pull::OrderedConfig {
             description: Some("chat_service reconcile".to_owned()),
