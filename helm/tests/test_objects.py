@@ -1,13 +1,20 @@
 """What is rendered: valid for Kubernetes, restricted, and with no other flow than the drawn ones."""
 
+import json
+import pathlib
 import re
+import tarfile
+import tempfile
 import unittest
 
+import helm_python
 import jsonschema
 import kubernetes_validate
+import yaml
 
-from chart import EXAMPLES, SERVICES, objects, pod_of, pods
+from chart import CHART, EXAMPLES, SERVICES, objects, pod_of, pods
 
+OBSERVABILITY = CHART.parents[1] / "observability"
 VERSIONS = ("1.27", "1.30", "1.34", "1.37")
 
 # The parts of the custom resources that are used, closed so that a misspelt field is found. Their operators' own schemas
@@ -223,6 +230,28 @@ class Objects(unittest.TestCase):
                     if re.search("PASSWORD|MASTER_KEY|DATABASE.*URL|MEILI_KEY", variable["name"]):
                         plain = variable.get("value", "$(")
                         self.assertIn("$(", plain, variable["name"])
+
+    def test_rules_and_dashboards_are_those_of_the_repository(self):
+        items = objects(EXAMPLES["production"])
+        rules = {i["metadata"]["name"].removeprefix("fechatter-").replace("-", "_"): i["spec"] for i in items if i["kind"] == "PrometheusRule"}
+        files = {f.stem: yaml.safe_load(f.read_text()) for f in (OBSERVABILITY / "prometheus").glob("*_rules.yaml")}
+        self.assertEqual(rules, files)
+        shown = {}
+        for item in items:
+            if item["kind"] == "ConfigMap" and item["metadata"]["labels"].get("grafana_dashboard") == "1":
+                shown.update({name: json.loads(text) for name, text in item["data"].items()})
+        files = {f.name: json.loads(f.read_text()) for f in (OBSERVABILITY / "grafana/dashboards").glob("*.json")}
+        self.assertEqual((shown, len(shown) >= 6), (files, True))
+
+    def test_a_packaged_chart_holds_them(self):
+        """In the repository they are symbolic links, so that there is one of each; a package must hold what they lead to."""
+        with tempfile.TemporaryDirectory() as folder:
+            helm_python.package(str(CHART), destination=folder)
+            (package,) = pathlib.Path(folder).glob("*.tgz")
+            with tarfile.open(package) as archive:
+                for path in (*CHART.glob("files/rules/*"), *CHART.glob("files/dashboards/*")):
+                    packed = archive.extractfile(f"fechatter/{path.relative_to(CHART)}")
+                    self.assertEqual(packed.read(), path.read_bytes())
 
     def test_scaling_and_shutdown(self):
         for name, values in EXAMPLES.items():
