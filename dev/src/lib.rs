@@ -5,6 +5,7 @@
 pub mod authorisation;
 pub mod chart;
 pub mod child;
+pub mod documented;
 pub mod http;
 pub mod install;
 pub mod nats;

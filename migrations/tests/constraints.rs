@@ -1,7 +1,5 @@
 //! States that must not be, written as the service's own role would write them: the database refuses each by name.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use sqlx::{Connection, Executor, PgConnection};
 
 /// Two workspaces: 1 with Ada (1), Bob (2) and Carol (3), 2 with Eve (4). Chat 1 is a channel of Ada and Bob with one

@@ -68,7 +68,7 @@ pub async fn list_chats(
 }
 
 /// Makes a chat. A single chat with somebody one has one with is returned with 200.
-#[utoipa::path(post, path = "/api/chat", tag = "chats", operation_id = "create_chat", extensions(("x-problem-codes" = json!(["conflict"]))), request_body = CreateChatRequest,
+#[utoipa::path(post, path = "/api/chat", tag = "chats", operation_id = "create_chat", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))), request_body = CreateChatRequest,
     security(("bearer" = [])),
     responses((status = 201, description = "Made", body = ChatView), (status = 200, description = "The single chat that exists", body = ChatView)))]
 pub async fn create_chat(

@@ -282,12 +282,17 @@ pub async fn request(
     answer(request).await
 }
 
-/// Sends a prepared request.
+/// Sends a prepared request; the document must know the answer.
 pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
-    let response = request.send().await.unwrap();
+    let (http, request) = request.build_split();
+    let request = request.unwrap();
+    let (method, path) = (request.method().clone(), request.url().path().to_owned());
+    let response = http.execute(request).await.unwrap();
     let status = response.status();
     let text = response.text().await.unwrap();
-    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+    dev::documented::assert_documented(method.as_str(), &path, status.as_u16(), &body);
+    (status, body)
 }
 
 /// Asserts that an answer is a problem with this status and code.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dev::documented::assert_documented;
 use dev::platform::Platform;
 use reqwest::Method;
 use serde_json::Value;
@@ -72,7 +73,7 @@ impl Client {
     ) -> Result<(u16, Value), String> {
         let mut request = self
             .http
-            .request(method, format!("{}{path}", self.url))
+            .request(method.clone(), format!("{}{path}", self.url))
             .timeout(Duration::from_secs(10));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -83,7 +84,9 @@ impl Client {
         let response = request.send().await.map_err(|error| format!("{error:?}"))?;
         let status = response.status().as_u16();
         let text = response.text().await.map_err(|error| error.to_string())?;
-        Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        assert_documented(method.as_str(), path, status, &body);
+        Ok((status, body))
     }
 
     /// Sends a request and returns the status as soon as it is known; a stream is not read.

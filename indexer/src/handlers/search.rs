@@ -225,7 +225,7 @@ impl SearchParams {
     path = "/api/search/messages",
     tag = "search",
     params(SearchParams),
-    extensions(("x-problem-codes" = json!(["not_found"]))),
+    extensions(("x-problem-codes" = json!(["forbidden", "not_found"]))),
     security(("bearer" = [])),
     responses((status = 200, description = "The matches", body = SearchResponse))
 )]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dev::documented::assert_documented;
 use fechatter_core::chat::ChatKind;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,7 +17,9 @@ async fn ask(world: &World, notify: &Notify, user: User, chat: i64, query: &str)
     let url = notify.url(&format!("/api/chat/{chat}/presence{query}"));
     let request = world.http.get(url).bearer_auth(world.token(user));
     let answer = request.send().await.expect("an answer");
-    (answer.status(), answer.json().await.expect("JSON"))
+    let (status, body) = (answer.status(), answer.json().await.expect("JSON"));
+    assert_documented("GET", &format!("/api/chat/{chat}/presence"), status.as_u16(), &body);
+    (status, body)
 }
 
 /// Users and their statuses, as a process answers.

@@ -8,15 +8,13 @@ use serde_json::json;
 use crate::world::{Notify, User, World};
 
 async fn tell(world: &World, notify: &Notify, user: User, chat: i64) -> u16 {
-    world
-        .http
-        .post(notify.url(&format!("/api/chat/{chat}/typing")))
-        .bearer_auth(world.token(user))
-        .send()
-        .await
-        .expect("an answer")
-        .status()
-        .as_u16()
+    let path = format!("/api/chat/{chat}/typing");
+    let request = world.http.post(notify.url(&path)).bearer_auth(world.token(user));
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status().as_u16();
+    let body = serde_json::from_str(&answer.text().await.expect("a body")).unwrap_or_default();
+    dev::documented::assert_documented("POST", &path, status, &body);
+    status
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,9 @@ impl World {
             .send()
             .await
             .expect("an answer");
-        (answer.status().as_u16(), answer.json().await.expect("JSON"))
+        let (status, body) = (answer.status().as_u16(), answer.json().await.expect("JSON"));
+        dev::documented::assert_documented("GET", "/api/search/messages", status, &body);
+        (status, body)
     }
 
     /// The ids found, sorted.
