@@ -19,7 +19,7 @@ set -eu
 PATH="$POSTGRES_BIN:$PATH"
 if [ ! -e "$PGDATA/PG_VERSION" ]; then
     printf %s "$POSTGRES_PASSWORD" > /tmp/password
-    initdb -D "$PGDATA" -U postgres --auth-local=trust --auth-host=scram-sha-256 --pwfile=/tmp/password > /tmp/initdb.log
+    initdb -D "$PGDATA" -E UTF8 --locale=C.UTF-8 -U postgres --auth-local=trust --auth-host=scram-sha-256 --pwfile=/tmp/password > /tmp/initdb.log
     pg_ctl -D "$PGDATA" -w -o "-k /var/run/postgresql -c listen_addresses=''" start > /tmp/first.log
     export PGUSER=postgres PGHOST=/var/run/postgresql
     for script in /docker-entrypoint-initdb.d/*; do sh "$script"; done

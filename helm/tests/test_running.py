@@ -76,11 +76,17 @@ def with_settings(name, chosen):
         return pods(objects(merge(EXAMPLES["small"], {name: {"settings": settings}})))[name][1]
     except helm_python.HelmError:
         spec = pods(objects(EXAMPLES["small"]))[name][1]
+    def add(path, value):
+        inner = ", ".join(f"{of} = {number}" for of, number in value.items()) if isinstance(value, dict) else ""
+        text = "{" + inner + "}" if isinstance(value, dict) else str(value)
+        spec["containers"][0]["env"].append({"name": f"{PREFIX[name]}{path}".upper(), "value": text})
+
     for section, keys in settings.items():
-        for key, value in keys.items() if isinstance(keys, dict) else ():
-            inner = ", ".join(f"{of} = {number}" for of, number in value.items()) if isinstance(value, dict) else ""
-            text = "{" + inner + "}" if isinstance(value, dict) else str(value)
-            spec["containers"][0]["env"].append({"name": f"{PREFIX[name]}{section}__{key}".upper(), "value": text})
+        if isinstance(keys, dict):
+            for key, value in keys.items():
+                add(f"{section}__{key}", value)
+        else:
+            add(section, keys)
     return spec
 
 

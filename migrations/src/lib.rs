@@ -29,6 +29,15 @@ pub async fn pending(pool: &sqlx::PgPool) -> Result<Vec<i64>, sqlx::Error> {
         .collect())
 }
 
+/// The encoding of the database when it is not the one that the schema needs: names are compared by Unicode's rules, which
+/// PostgreSQL knows in UTF-8 alone.
+pub async fn wrong_encoding(pool: &sqlx::PgPool) -> Result<Option<String>, sqlx::Error> {
+    let encoding: String = sqlx::query_scalar("SELECT current_setting('server_encoding')")
+        .fetch_one(pool)
+        .await?;
+    Ok((encoding != "UTF8").then_some(encoding))
+}
+
 /// For `/health`: whether the database answers.
 pub async fn check(pool: sqlx::PgPool) -> Result<Option<String>, String> {
     sqlx::query("SELECT 1")

@@ -21,6 +21,15 @@ async fn main() -> anyhow::Result<()> {
         .connect(&args.database_url)
         .await
         .context("cannot connect to the database")?;
+    let encoding = migrations::wrong_encoding(&pool)
+        .await
+        .context("cannot read the encoding of the database")?;
+    if let Some(encoding) = encoding {
+        anyhow::bail!(
+            "the database is encoded in {encoding}, and UTF8 is needed; make one by \
+             CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        );
+    }
     let pending = migrations::pending(&pool)
         .await
         .context("cannot read the applied migrations")?;

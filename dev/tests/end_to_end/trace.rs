@@ -43,10 +43,7 @@ impl SendTrace {
         Some(Self {
             edge: edge.clone(),
             chat: find("chat_service", SEND)?,
-            statement: find(
-                "chat_service",
-                "SELECT chat_members UPDATE chats INSERT messages UPDATE outbox_shards INSERT outbox",
-            )?,
+            statement: find("chat_service", "SELECT chat_members UPDATE chats INSERT messages")?,
             publish: find("chat_service", "publish")?,
             deliver: find("notify_service", "deliver")?,
             index: find("indexer", "index")?,
