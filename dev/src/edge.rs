@@ -1,5 +1,6 @@
 //! `cargo dev edge`: the gateway of a whole platform, examined by tools of others: slowhttptest, sslyze and h2spec.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -64,8 +65,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         failed.extend(slow(&platform, args.connections)?);
     }
     if wanted(Check::Http2) {
-        match go() {
-            Some(go) => failed.extend(http2(&platform, go)?),
+        match tools::go() {
+            Some(go) => failed.extend(http2(&platform, &go)?),
             None if args.checks.contains(&Check::Http2) => {
                 bail!("h2spec is built with Go, and there is no go on the PATH")
             }
@@ -271,18 +272,8 @@ fn p99(platform: &Platform, duration: Duration) -> anyhow::Result<Duration> {
     times.get(index).copied().context("no request was made")
 }
 
-/// The Go tool, where there is one.
-fn go() -> Option<&'static str> {
-    ["go", "/usr/local/go/bin/go"].into_iter().find(|go| {
-        Command::new(go)
-            .arg("version")
-            .output()
-            .is_ok_and(|output| output.status.success())
-    })
-}
-
 /// Runs h2spec; returns which of its cases fail.
-fn http2(platform: &Platform, go: &str) -> anyhow::Result<Vec<String>> {
+fn http2(platform: &Platform, go: &Path) -> anyhow::Result<Vec<String>> {
     let folder = tools::folder().join(format!("h2spec-{H2SPEC}"));
     let program = folder.join("h2spec");
     if !program.is_file() {

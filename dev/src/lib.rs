@@ -9,6 +9,7 @@ pub mod documented;
 pub mod http;
 pub mod install;
 pub mod nats;
+pub mod otelcol;
 pub mod platform;
 pub mod ports;
 pub mod postgres;

@@ -1,6 +1,7 @@
 //! `cargo dev`: runs the platform, tests it, keeps what is generated current.
 
 mod cargo;
+mod collector;
 mod crash;
 mod drill;
 mod edge;
@@ -44,6 +45,8 @@ enum Command {
     Openapi(openapi::Args),
     /// Tests the API from its own description, with requests that Schemathesis makes up.
     Schemathesis(schemathesis::Args),
+    /// Builds the OpenTelemetry Collector with Go, validates our configuration with it and sends telemetry through it.
+    Collector(collector::Args),
     /// Examines the gateway with slowhttptest, sslyze and, where Go is, h2spec.
     Edge(edge::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),
         Command::Schemathesis(args) => schemathesis::run(&args),
+        Command::Collector(args) => collector::run(&args),
         Command::Edge(args) => edge::run(&args),
     };
     match result {

@@ -18,6 +18,8 @@ pub struct Options {
     pub log: PathBuf,
     /// Where the platform listens.
     pub platform: Ports,
+    /// Where a collector has its page, of which the span metrics are scraped: all else comes from the platform itself.
+    pub collector: Option<u16>,
     /// Scrapes and evaluates each second, for tests.
     pub is_quick: bool,
 }
@@ -41,7 +43,11 @@ impl Server {
         for file in ["prometheus.yaml", "recording_rules.yaml", "alert_rules.yaml"] {
             let text = std::fs::read_to_string(rules().join(file)).with_context(|| format!("cannot read {file}"))?;
             let path = options.data.join(file);
-            std::fs::write(&path, adapt(&text, options)).with_context(|| format!("cannot write {}", path.display()))?;
+            let mut text = adapt(&text, options);
+            if let Some(port) = options.collector.filter(|_| file == "prometheus.yaml") {
+                text.push_str(&collector_job(port));
+            }
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let process = Process::start(&Program {
             name: "prometheus".to_owned(),
@@ -50,6 +56,7 @@ impl Server {
                 format!("--config.file={}", options.data.join("prometheus.yaml").display()),
                 format!("--storage.tsdb.path={}", options.data.join("data").display()),
                 "--storage.tsdb.retention.time=15d".to_owned(),
+                "--enable-feature=exemplar-storage".to_owned(),
                 format!("--web.listen-address=127.0.0.1:{}", options.port),
             ],
             env: Vec::new(),
@@ -78,6 +85,14 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// One more of `scrape_configs`, which come last in the committed configuration.
+fn collector_job(port: u16) -> String {
+    format!(
+        "  - job_name: collector\n    honor_labels: true\n    static_configs: [{{targets: [\"127.0.0.1:{port}\"]}}]\n    \
+         metric_relabel_configs: [{{source_labels: [__name__], regex: \"traces_span_metrics_.*\", action: keep}}]\n"
+    )
 }
 
 /// The committed configuration, with the ports of this platform.

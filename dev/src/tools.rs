@@ -118,12 +118,22 @@ pub fn python_program(name: &'static str, version: &str, say: &dyn Fn(&str)) -> 
     Ok(PythonProgram { folder, name })
 }
 
-/// An OpenTelemetry Collector on the PATH that has the components of our configuration.
+/// An OpenTelemetry Collector that has the components of our configuration: one that was built for it, else one on the PATH.
 pub fn collector() -> Option<PathBuf> {
-    let names = ["fechatter-otelcol", "otelcol-contrib"];
+    crate::otelcol::built().or_else(|| on_path(&["fechatter-otelcol", "otelcol-contrib"]))
+}
+
+/// The Go tool, where there is one.
+pub fn go() -> Option<PathBuf> {
+    let usual = PathBuf::from("/usr/local/go/bin/go");
+    on_path(&["go"]).or_else(|| usual.is_file().then_some(usual))
+}
+
+/// The first of these programs that a folder of the PATH has.
+fn on_path(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|candidate| candidate.is_file())
 }
 

@@ -39,6 +39,11 @@ fn the_rendered_release_runs() {
 }
 
 #[test]
+fn the_collectors_configuration_is_whole() {
+    run("test_collector.py");
+}
+
+#[test]
 fn the_containers_are_what_they_should_be() {
     run("test_containers.py");
 }

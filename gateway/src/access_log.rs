@@ -59,10 +59,10 @@ pub fn record_unparsed(identity: &Identity, status: u16, reason: &'static str, t
     };
     metrics.request(outcome, total);
     metrics.refused(reason);
+    let _traced = identity.trace.of_log_lines();
     tracing::info!(
         target: "access",
         request_id = identity.request_id.to_str().unwrap_or_default(),
-        trace_id = %identity.trace.id(),
         route = outcome.route,
         status,
         client = %identity.client,
@@ -120,10 +120,10 @@ fn line(line: &Line<'_>) {
     }
     let context = line.context;
     let identity = context.identity.as_ref();
+    let _traced = identity.map(|identity| identity.trace.of_log_lines());
     tracing::info!(
         target: "access",
         request_id = identity.map(|identity| identity.request_id.to_str().unwrap_or_default()),
-        trace_id = identity.map(|identity| tracing::field::display(identity.trace.id())),
         method = line.outcome.method,
         route = line.outcome.route,
         path = (line.outcome.route == crate::request::UNMATCHED).then(|| line.path.chars().take(200).collect::<String>()),

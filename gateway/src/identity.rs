@@ -5,8 +5,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use opentelemetry::global::{BoxedSpan, BoxedTracer};
-use opentelemetry::trace::{Span, SpanContext, SpanId, SpanKind, TraceFlags, TraceId, TraceState, Tracer};
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::trace::{
+    Span, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
+};
+use opentelemetry::{Context, ContextGuard, KeyValue};
 use pingora::http::RequestHeader;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -161,6 +163,11 @@ impl Trace {
     /// The trace id in hexadecimal.
     pub fn id(&self) -> TraceId {
         self.context.trace_id()
+    }
+
+    /// Makes this the trace of what is logged on this thread until the guard goes, on standard output and over OTLP.
+    pub fn of_log_lines(&self) -> ContextGuard {
+        Context::new().with_remote_span_context(self.context.clone()).attach()
     }
 
     /// W3C `traceparent`, also the value of `traceresponse`.

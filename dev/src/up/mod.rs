@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use dev::platform::{Options, Platform, Ports};
-use dev::{install, ports, seed};
+use dev::{install, otelcol, ports, seed, tools};
 
+use self::observability::Listen;
 use crate::cargo::{self, Build, Stop};
 use crate::lines::{Follower, say, show};
 
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Where Prometheus listens, with --observability.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), default_value_t = 9090)]
     prometheus_port: u16,
+    /// Where the collector listens for OTLP over HTTP, with --observability.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), default_value_t = otelcol::Ports::default().otlp)]
+    otlp_port: u16,
     /// Folder for keys, databases, index and logs; `.fechatter` in the repository by default.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -102,7 +106,7 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
     // Before the platform, which exports to the collector from its beginning.
     let watching = args
         .observability
-        .then(|| observability::start(data, args.prometheus_port, &ports))
+        .then(|| observability::start(data, listen(args), &ports))
         .transpose()?;
     let options = Options {
         data: data.to_owned(),
@@ -153,6 +157,14 @@ fn wanted_ports(args: &Args) -> Ports {
     }
 }
 
+/// Where what watches the platform listens.
+fn listen(args: &Args) -> Listen {
+    Listen {
+        prometheus: args.prometheus_port,
+        otlp: args.otlp_port,
+    }
+}
+
 fn check_ports(args: &Args, wanted: &Ports) -> anyhow::Result<()> {
     let mut seen = BTreeMap::new();
     for (port, option) in wanted.named() {
@@ -166,10 +178,14 @@ fn check_ports(args: &Args, wanted: &Ports) -> anyhow::Result<()> {
         }
     }
     if args.observability {
-        if let Some(other) = seen.get(&args.prometheus_port) {
-            bail!("{other} and --prometheus-port are both {}", args.prometheus_port);
+        let mut more = vec![(args.prometheus_port, "--prometheus-port")];
+        more.extend(tools::collector().map(|_| (args.otlp_port, "--otlp-port")));
+        for (port, option) in more {
+            if let Some(other) = seen.insert(port, option) {
+                bail!("{other} and {option} are both {port}; each needs a port of its own");
+            }
+            ports::require_free(port, option)?;
         }
-        ports::require_free(args.prometheus_port, "--prometheus-port")?;
     }
     Ok(())
 }

@@ -2,73 +2,109 @@
 
 use std::path::{Path, PathBuf};
 
-use dev::child::{Process, Program};
+use dev::otelcol::{self, Stores};
 use dev::platform::Ports;
 use dev::prometheus::{self, Server};
-use dev::tools;
+use dev::{ports, tools};
 
-use crate::cargo::repository;
 use crate::lines::say;
 
-/// Where the collector of our configuration listens for OTLP over HTTP.
-const COLLECTOR_URL: &str = "http://127.0.0.1:4318";
+/// Where it listens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listen {
+    pub prometheus: u16,
+    pub otlp: u16,
+}
 
 /// What runs besides the platform; dropped, it ends.
 pub(super) struct Watching {
     _prometheus: Server,
-    collector: Option<Process>,
+    collector: Option<Collector>,
     port: u16,
 }
 
-/// Starts Prometheus, and a collector if there is one.
-pub(super) fn start(data: &Path, port: u16, platform: &Ports) -> anyhow::Result<Watching> {
+struct Collector {
+    server: otelcol::Server,
+    ports: otelcol::Ports,
+    has_stores: bool,
+}
+
+/// Starts a collector if there is one, and Prometheus.
+pub(super) fn start(data: &Path, listen: Listen, platform: &Ports) -> anyhow::Result<Watching> {
+    let collector = tools::collector()
+        .map(|path| start_collector(data, path, listen.otlp))
+        .transpose()?;
     say("starting Prometheus");
     let prometheus = Server::start(&prometheus::Options {
         data: data.join("prometheus"),
-        port,
+        port: listen.prometheus,
         log: data.join("logs/prometheus.log"),
         platform: platform.clone(),
+        collector: collector.as_ref().map(|collector| collector.ports.metrics),
         is_quick: false,
     })?;
-    let collector = tools::collector().map(|path| start_collector(data, path)).transpose()?;
     Ok(Watching {
         _prometheus: prometheus,
         collector,
-        port,
+        port: listen.prometheus,
     })
 }
 
-fn start_collector(data: &Path, path: PathBuf) -> anyhow::Result<Process> {
+fn start_collector(data: &Path, path: PathBuf, otlp: u16) -> anyhow::Result<Collector> {
     say(&format!("starting the collector {}", path.display()));
-    let configuration = repository().join("observability/collector/otelcol.yaml");
-    Process::start(&Program {
-        name: "collector".to_owned(),
+    let has_stores = otelcol::STORES.iter().any(|name| std::env::var_os(name).is_some());
+    let ports = otelcol::Ports {
+        otlp,
+        metrics: ports::free()?,
+        health: ports::free()?,
+    };
+    let server = otelcol::Server::start(&otelcol::Options {
         path,
-        args: vec![format!("--config={}", configuration.display())],
-        env: Vec::new(),
+        ports,
+        stores: if has_stores {
+            Stores::Environment
+        } else {
+            Stores::Output
+        },
         log: data.join("logs/collector.log"),
-        user: None,
         dir: data.to_owned(),
+    })?;
+    Ok(Collector {
+        server,
+        ports,
+        has_stores,
     })
 }
 
 impl Watching {
     /// What the services need to know of it.
     pub(super) fn environment(&self) -> Vec<(String, String)> {
-        if self.collector.is_none() {
-            return Vec::new();
-        }
-        vec![("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), COLLECTOR_URL.to_owned())]
+        let url = self.collector.iter().map(|collector| collector.ports.url());
+        url.map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), url)).collect()
     }
 
     /// Where to look.
     pub(super) fn greeting(&self) -> String {
         let port = self.port;
         let collector = match &self.collector {
-            Some(process) => format!("OTLP to {COLLECTOR_URL}; its log: {}", process.log().display()),
-            None => {
-                "none installed (docs/observability.md says how to build one); metrics are scraped directly".to_owned()
+            Some(Collector {
+                server,
+                ports,
+                has_stores,
+            }) => {
+                let traces = if *has_stores {
+                    "to TRACES_ENDPOINT"
+                } else {
+                    "in its log (a trace store: TRACES_ENDPOINT=http://… before the command)"
+                };
+                format!(
+                    "OTLP to {}, metrics at http://127.0.0.1:{}/metrics, kept traces {traces}; its log: {}",
+                    ports.url(),
+                    ports.metrics,
+                    server.process().log().display()
+                )
             }
+            None => "none; `cargo dev collector` builds one where Go is; metrics are scraped directly".to_owned(),
         };
         format!(
             "Prometheus:  http://127.0.0.1:{port}/targets, alerts at http://127.0.0.1:{port}/alerts\n\

@@ -108,6 +108,21 @@ impl Client {
         Ok(response.map_err(|error| format!("{error:?}"))?.status().as_u16())
     }
 
+    /// Gets a page with more headers; returns the status and the `traceresponse`.
+    pub async fn traced(&self, path: &str, token: &str, headers: &[(&str, &str)]) -> Result<(u16, String), String> {
+        let mut request = self.http.get(format!("{}{path}", self.url)).bearer_auth(token);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.timeout(Duration::from_secs(10)).send().await;
+        let response = response.map_err(|error| format!("{error:?}"))?;
+        let trace = response
+            .headers()
+            .get("traceresponse")
+            .and_then(|value| value.to_str().ok());
+        Ok((response.status().as_u16(), trace.unwrap_or_default().to_owned()))
+    }
+
     /// Opens the stream of events.
     pub async fn events(&self, token: &str) -> Result<Events, String> {
         self.open(self.http.get(format!("{}/events", self.url)).bearer_auth(token))

@@ -55,6 +55,7 @@ fn every_panel_and_every_rule_has_data_under_load() {
         port,
         log: folder.path().join("prometheus.log"),
         platform: platform.ports().clone(),
+        collector: None,
         is_quick: true,
     })
     .unwrap();

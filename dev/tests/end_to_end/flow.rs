@@ -16,9 +16,10 @@ pub struct Report {
     pub found_after: Duration,
 }
 
-struct Person {
-    id: i64,
-    token: String,
+/// Somebody who signed in.
+pub struct Person {
+    pub id: i64,
+    pub token: String,
 }
 
 /// Runs the whole conversation; an error names its step.
@@ -122,7 +123,8 @@ pub async fn conversation(client: &Client) -> Result<Report, String> {
     })
 }
 
-async fn sign_up(client: &Client, workspace: &str, name: &str, invitation: Option<&str>) -> Result<Person, String> {
+/// Signs somebody up, and in.
+pub async fn sign_up(client: &Client, workspace: &str, name: &str, invitation: Option<&str>) -> Result<Person, String> {
     let email = format!("{name}.{}@example.org", workspace.replace(' ', ""));
     let body = json!({
         "fullname": name, "email": email, "password": PASSWORD, "workspace": workspace, "invitation": invitation,

@@ -6,6 +6,7 @@ mod collector;
 mod collector_away;
 mod coverage;
 mod flow;
+mod passing;
 mod reconcile;
 mod rules;
 mod session;

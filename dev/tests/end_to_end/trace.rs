@@ -171,10 +171,17 @@ fn is_named_by_its_log_lines(trace: &SendTrace, platform: &Platform, collector: 
         let line = line.unwrap_or_else(|| panic!("{} logged no line with {id}", service.binary()));
         assert!(line["request_id"].is_string(), "{line}");
     }
-    let exported = wait::until(Duration::from_secs(5), "the request's exported log record", || {
-        let mut logs = collector.logs().into_iter();
-        logs.find(|log| log.service == "chat_service" && log.trace_id == *id)
-    });
-    let exported = exported.unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(exported.attributes.contains_key("request_id"), "{exported:?}");
+    for service in [Service::Gateway, Service::Chat] {
+        let service = service.binary();
+        let exported = wait::until(
+            Duration::from_secs(5),
+            &format!("the exported log record of {service}"),
+            || {
+                let mut logs = collector.logs().into_iter();
+                logs.find(|log| log.service == service && log.trace_id == *id)
+            },
+        );
+        let exported = exported.unwrap_or_else(|error| panic!("{error:#}"));
+        assert!(exported.attributes.contains_key("request_id"), "{exported:?}");
+    }
 }
