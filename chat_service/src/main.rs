@@ -16,6 +16,9 @@ use chat_service::outbox_relay::{self, Wake};
 use chat_service::signing_keys::{self, SigningKeys};
 use chat_service::{AppState, reconcile, router};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Identity, chats, messages and the outbox relay of Fechatter.
 #[derive(Parser)]
 #[command(name = "chat_service", version)]

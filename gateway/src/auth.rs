@@ -15,6 +15,7 @@ use crate::revocation::Revoked;
 use crate::routes::Access;
 
 /// Verifies bearer tokens and asks whether their session has ended.
+#[derive(Clone)]
 pub struct Authenticator {
     pub verifier: Arc<Verifier>,
     pub refresher: Refresher,

@@ -51,6 +51,8 @@ pub struct Config {
     pub revocations_wait_seconds: u64,
     /// Unix socket at which a new process, started with `--upgrade`, takes over; none by default.
     pub upgrade_socket: Option<PathBuf>,
+    /// Threads that serve connections, 1 to 1,024; 0 for one per processor that this process may use.
+    pub threads: usize,
 }
 
 impl Default for Config {
@@ -77,6 +79,17 @@ impl Default for Config {
             acme_challenges: None,
             revocations_wait_seconds: 5,
             upgrade_socket: None,
+            threads: 0,
+        }
+    }
+}
+
+impl Config {
+    /// How many threads serve connections.
+    pub fn workers(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::apps::HttpServerApp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -11,14 +10,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{self, millis};
 use crate::metrics::Metrics;
+use crate::workers::Workers;
 
 /// How often it is looked whether only streams are left.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What is told to whom while the process drains.
-pub struct Drain<P> {
+pub struct Drain {
     pub settings: config::Drain,
-    pub proxy: Arc<P>,
+    pub workers: Arc<Workers>,
     /// Ends the accept loops.
     pub stop_accepting: CancellationToken,
     /// Makes requests the last of their connections.
@@ -31,7 +31,7 @@ pub struct Drain<P> {
     pub metrics: Arc<Metrics>,
 }
 
-impl<P: HttpServerApp + Send + Sync> Drain<P> {
+impl Drain {
     /// Runs after the first signal, from which on `/ready` says no; an interrupt skips the politeness.
     pub async fn run(self) {
         let began = Instant::now();
@@ -53,7 +53,7 @@ impl<P: HttpServerApp + Send + Sync> Drain<P> {
         self.stop_accepting.cancel();
         // The receivers are gone only when no connection is open.
         let _ = self.last_requests.send(true);
-        self.proxy.http_cleanup().await;
+        self.workers.clean_up().await;
         self.connections.close();
         let deadline = Instant::now() + millis(self.settings.timeout_ms);
         while !self.connections.is_empty() && !self.only_streams_left() && Instant::now() < deadline {

@@ -45,3 +45,4 @@ pub mod shared_usage;
 pub mod tls;
 pub mod upgrade;
 pub mod upstreams;
+pub mod workers;

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::policy::{Current, Policy};
 use crate::proxy::Edge;
 use crate::proxy_protocol;
+use crate::workers::Workers;
 
 /// What connections are bound by.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +48,7 @@ pub struct ConnectionLimits {
 /// Everything a connection needs.
 pub struct Acceptor {
     pub tls: TlsAcceptor,
-    pub proxy: Arc<HttpProxy<Edge>>,
+    pub workers: Arc<Workers>,
     pub policy: Current,
     pub metrics: Arc<Metrics>,
     /// `true` once requests should be the last of their connection.
@@ -118,15 +119,28 @@ impl Acceptor {
             self.metrics.connection_refused("all");
             return;
         }
+        let Some(worker) = self.workers.take() else {
+            return;
+        };
+        // Its thread waits for its bytes from here on.
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(%peer, %error, "the client left at once"),
+        };
         let acceptor = Arc::clone(self);
         let open = self.metrics.connection_opened();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = acceptor.serve(stream, peer) => {}
-                () = acceptor.be_cut(peer) => {}
+        let runtime = worker.runtime.clone();
+        let connection = async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => tokio::select! {
+                    () = acceptor.serve(stream, peer, &worker.proxy) => {}
+                    () = acceptor.be_cut(peer) => {}
+                },
+                Err(error) => tracing::warn!(%error, "cannot wait for the bytes of a connection"),
             }
             drop(open);
-        });
+        };
+        self.tasks.spawn_on(connection, &runtime);
     }
 
     /// Counts a connection for its client, unless the client has too many or is not let in.
@@ -175,7 +189,7 @@ impl Acceptor {
         tokio::time::sleep(self.cut_spread.mul_f64(f64::from(hash) / f64::from(u32::MAX))).await;
     }
 
-    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, proxy: &Arc<HttpProxy<Edge>>) {
         let policy = self.policy.load_full();
         let Some(peer) = self.client(&mut stream, peer, &policy).await else {
             return;
@@ -205,14 +219,14 @@ impl Acceptor {
         };
         self.metrics.handshake(facts.handshake, facts.tls_version);
         if connection.is_http2() {
-            self.serve_http2(connection, &facts).await;
+            self.serve_http2(connection, &facts, proxy).await;
         } else {
-            self.serve_http1(connection, &facts).await;
+            self.serve_http1(connection, &facts, proxy).await;
         }
     }
 
     /// Pingora drives HTTP/2; a client that never gets to its first request is let go.
-    async fn serve_http2(&self, connection: Connection, facts: &Facts) {
+    async fn serve_http2(&self, connection: Connection, facts: &Facts, proxy: &Arc<HttpProxy<Edge>>) {
         let silent = async {
             tokio::time::sleep(self.policy.load().connections.patience.head).await;
             if facts.requests.load(Ordering::Relaxed) > 0 {
@@ -220,13 +234,13 @@ impl Acceptor {
             }
         };
         tokio::select! {
-            _ = self.proxy.process_new(Box::new(connection), &self.draining) => {}
+            _ = proxy.process_new(Box::new(connection), &self.draining) => {}
             () = silent => {}
         }
     }
 
     /// Reads each head here, checks it, and has Pingora begin with exactly these bytes.
-    async fn serve_http1(&self, connection: Connection, facts: &Facts) {
+    async fn serve_http1(&self, connection: Connection, facts: &Facts, proxy: &Arc<HttpProxy<Edge>>) {
         let mut stream: pingora::protocols::Stream = Box::new(connection);
         let mut settings: Option<HttpPersistentSettings> = None;
         loop {
@@ -252,7 +266,7 @@ impl Acceptor {
                 None => session.set_keepalive(Some(limits.patience.idle.as_secs())),
             }
             session.set_pipelined_prefix(head.bytes);
-            let Some(reused) = self.proxy.process_new_http(session, &self.draining).await else {
+            let Some(reused) = proxy.process_new_http(session, &self.draining).await else {
                 return;
             };
             (stream, settings) = reused.consume();

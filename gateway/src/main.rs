@@ -8,6 +8,9 @@ use gateway::config::{Config, ENV_PREFIX};
 use gateway::server::Start;
 use service_runtime::{openapi, process};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The edge of Fechatter.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -35,6 +35,7 @@ use crate::{body, health, http2, path};
 pub const ATTEMPTS_MAX: u32 = 3;
 
 /// Everything a request meets at the edge.
+#[derive(Clone)]
 pub struct Edge {
     pub routes: &'static Routes,
     pub policy: Current,

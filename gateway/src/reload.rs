@@ -79,11 +79,12 @@ fn load(file: Option<&Path>) -> Result<Config, Vec<String>> {
 /// Settings that are sockets, connections or sizes made at a start.
 fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     type Text = fn(&Config) -> String;
-    let settings: [(&'static str, Text); 12] = [
+    let settings: [(&'static str, Text); 13] = [
         ("listen", |c| c.listen.to_string()),
         ("redirect_listen", |c| c.redirect_listen.to_string()),
         ("admin_listen", |c| c.admin_listen.to_string()),
         ("upgrade_socket", |c| format!("{:?}", c.upgrade_socket)),
+        ("threads", |c| c.threads.to_string()),
         ("tls.sessions", |c| c.tls.sessions.to_string()),
         ("tls.client_ca", |c| format!("{:?}", c.tls.client_ca)),
         ("upstreams.idle_connections", |c| {

@@ -35,6 +35,7 @@ use crate::shared_usage;
 use crate::tls;
 use crate::upgrade::{self, Copies, Listeners, Predecessor};
 use crate::upstreams::Upstreams;
+use crate::workers::Workers;
 
 static ROUTES: LazyLock<Routes> = LazyLock::new(Routes::new);
 
@@ -70,7 +71,9 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     let verifier = Arc::clone(&edge.authenticator.verifier);
     let revoked = Arc::clone(&edge.authenticator.revoked);
     observe(&reloader, &edge);
-    let proxy = Arc::new(proxy(&config, edge));
+    let count = config.workers();
+    let workers = Workers::start(count, || proxy(&config, edge.clone())).context("worker threads")?;
+    let workers = Arc::new(workers);
 
     let (Listeners { public, plain, admin }, copies, predecessor) = listeners(&config, start.upgrade).await?;
     let opened = CancellationToken::new();
@@ -88,7 +91,7 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     let (cut, tasks) = (CancellationToken::new(), TaskTracker::new());
     let acceptor = Arc::new(Acceptor {
         tls,
-        proxy: Arc::clone(&proxy),
+        workers: Arc::clone(&workers),
         policy: Arc::clone(&policy),
         metrics: Arc::clone(&metrics),
         draining: is_last,
@@ -137,7 +140,7 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     }
     let drain = Drain {
         settings,
-        proxy,
+        workers,
         stop_accepting,
         last_requests,
         interrupted,
@@ -239,7 +242,8 @@ async fn edge(
 fn proxy(config: &Config, edge: Edge) -> HttpProxy<Edge> {
     let settings = ServerConf {
         threads: 1,
-        upstream_keepalive_pool_size: config.upstreams.idle_connections,
+        // Each worker keeps its own.
+        upstream_keepalive_pool_size: config.upstreams.idle_connections.div_ceil(config.workers()),
         max_retries: ATTEMPTS_MAX as usize,
         ..ServerConf::default()
     };

@@ -27,6 +27,9 @@ use indexer::services::reindex::Reindex;
 use indexer::services::search::SearchService;
 use indexer::{AppState, handlers, router};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Search for Fechatter: indexes messages and answers searches.
 #[derive(Parser)]
 #[command(name = "indexer", version)]

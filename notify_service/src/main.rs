@@ -30,6 +30,9 @@ use notify_service::services::tickets::Tickets;
 use notify_service::services::typing::Typing;
 use notify_service::{AppState, ephemeral, router};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How often users without a stream are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Time for the answers in flight after the last stream has been closed.

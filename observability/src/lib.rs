@@ -86,10 +86,19 @@ const QUIET: &str = "hyper=off,hyper_util=off,h2=off,tonic=off,tower=off,reqwest
 /// Libraries that say the same thing at each attempt of a repeated one; the filter of the configuration can undo it.
 const REPETITIVE: &str = "opentelemetry=error,async_nats=warn";
 
+/// Has records of the `log` crate that nobody wants end where they begin: Pingora makes a dozen per request. What is recorded
+/// by `tracing`, statements among it, is not concerned.
+fn bound_log(most_verbose: Option<LevelFilter>) {
+    let bound = most_verbose.and_then(|level| level.to_string().parse().ok());
+    log::set_max_level(bound.unwrap_or(log::LevelFilter::Trace));
+}
+
 /// Sets up telemetry for the process `service`. An exporter that cannot be built is said once and left out: no request
 /// waits for a collector, and no process fails for want of one.
 pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitError> {
-    let stdout_filter = EnvFilter::try_new(format!("{REPETITIVE},{}", log.filter))?
+    let stdout_filter = EnvFilter::try_new(format!("{REPETITIVE},{}", log.filter))?;
+    let most_verbose = stdout_filter.max_level_hint();
+    let stdout_filter = stdout_filter
         // An outage of the collector is said once, by `exporting`, not at each export of each signal.
         .and(filter_fn(|metadata| {
             !(metadata.target().starts_with("opentelemetry") && metadata.name().contains("Export"))
@@ -115,7 +124,8 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
             let bridge = OpenTelemetryTracingBridge::builder(loggers)
                 .with_tracing_span_attributes(TracingSpanAttributes::allowlist(CARRIED))
                 .build();
-            Some(bridge.with_filter(EnvFilter::try_new(format!("info,{QUIET}"))?))
+            // What nobody wants in the log is not exported either, nor even built.
+            Some(bridge.with_filter(EnvFilter::try_new(format!("{},{QUIET}", log.filter))?))
         }
         None => None,
     };
@@ -127,6 +137,7 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
         .with(Statements::new(service).with_filter(Targets::new().with_target(statements::TARGET, LevelFilter::TRACE)))
         .try_init()
         .map_err(|_| InitError::Twice)?;
+    bound_log(most_verbose);
     process::register();
     for complaint in complaints {
         tracing::warn!(complaint, "telemetry is not exported");

@@ -16,7 +16,7 @@ pub mod nats;
 pub mod openapi;
 pub mod process;
 pub mod profile;
-mod runtime_metrics;
+pub mod runtime_metrics;
 pub mod serve;
 pub mod write_timeout;
 

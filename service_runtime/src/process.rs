@@ -74,7 +74,7 @@ where
             return ExitCode::FAILURE;
         }
     };
-    crate::runtime_metrics::register(&runtime.handle().metrics());
+    crate::runtime_metrics::register(runtime.handle());
     let result = runtime.block_on(async {
         let process = Process {
             draining: CancellationToken::new(),

@@ -29,6 +29,7 @@ impl Validate for Config {
         faults.range("compression.level", self.compression.level, 0, 9);
         faults.range("compression.bytes_min", self.compression.bytes_min, 20, 1_000_000);
         faults.range("revocations_wait_seconds", self.revocations_wait_seconds, 0, 60);
+        faults.range("threads", self.threads, 0, 1_024);
         faults.range("rate_limits.keys", self.rate_limits.keys, 100, 10_000_000);
         for origin in &self.cors.origins {
             if !crate::cors::is_origin(origin) {
