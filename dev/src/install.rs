@@ -56,8 +56,8 @@ const OBSERVABILITY: [Need; 1] = [Need {
     present: || on_path("promtool") && on_path("prometheus"),
 }];
 
-/// What the platform is measured beside.
-const PEERS: [Need; 2] = [
+/// What the platform is measured beside, from Debian.
+const PEERS: [Need; 3] = [
     Need {
         what: "nginx",
         why: "the upstream of the proxies that are measured, and one of them",
@@ -69,6 +69,12 @@ const PEERS: [Need; 2] = [
         why: "measured beside our gateway",
         packages: &["haproxy"],
         present: || on_path("haproxy") || Path::new("/usr/sbin/haproxy").is_file(),
+    },
+    Need {
+        what: "nchan",
+        why: "nginx's module for fan-out, measured beside ours",
+        packages: &["libnginx-mod-nchan"],
+        present: || tools::nchan().is_some(),
     },
 ];
 
@@ -88,7 +94,8 @@ fn has_pip() -> bool {
 
 /// Installs what the platform is measured beside.
 pub fn peers(say: &dyn Fn(&str)) -> anyhow::Result<()> {
-    ensure(&PEERS, say)
+    ensure(&PEERS, say)?;
+    tools::synapse(say).map(|_| ())
 }
 
 /// Installs what is missing; when it may not, the error holds the commands that will.

@@ -19,7 +19,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
-    if args.mode.first().is_some_and(|mode| mode == "gateway" || mode == "all") {
+    let has_peers = |word: &String| ["gateway", "all", "--peers"].contains(&word.as_str());
+    if args.mode.iter().any(has_peers) {
         install::peers(&say)?;
     }
     say("building with optimisation (the first time takes many minutes)");

@@ -24,6 +24,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let stop = Stop::on_signal()?;
     install::everything(&say)?;
     install::observability(&say)?;
+    install::peers(&say)?;
     chart::install(&say)?;
     if !args.no_lint {
         step("formatting", &["fmt", "--all", "--check"], &stop)?;

@@ -93,9 +93,20 @@ pub struct PythonProgram {
 impl PythonProgram {
     /// The program, to be given arguments.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(self.folder.join("bin").join(self.name));
-        command.env("PYTHONPATH", &self.folder);
+        let mut command = Command::new(self.path());
+        let (name, value) = self.env();
+        command.env(name, value);
         command
+    }
+
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join("bin").join(self.name)
+    }
+
+    /// What tells Python where its modules are.
+    pub fn env(&self) -> (String, String) {
+        ("PYTHONPATH".to_owned(), self.folder.display().to_string())
     }
 }
 
@@ -105,17 +116,44 @@ pub const SSLYZE: &str = "6.3.1";
 /// Version of Schemathesis, for `cargo dev schemathesis`.
 pub const SCHEMATHESIS: &str = "4.32.5";
 
+/// Version of Matrix Synapse, which messages are measured beside.
+pub const SYNAPSE: &str = "1.163.2";
+/// The PostgreSQL driver it takes, with a library of its own.
+const PSYCOPG2: &str = "psycopg2-binary==2.9.13";
+
 /// A Python program of this version; installed with pip when it is not there.
 pub fn python_program(name: &'static str, version: &str, say: &dyn Fn(&str)) -> anyhow::Result<PythonProgram> {
-    let folder = folder().join(format!("{name}-{version}"));
+    python_package(name, version, &[], name, say)
+}
+
+/// Matrix Synapse; installed with pip when it is not there.
+pub fn synapse(say: &dyn Fn(&str)) -> anyhow::Result<PythonProgram> {
+    python_package("matrix-synapse", SYNAPSE, &[PSYCOPG2], "synapse_homeserver", say)
+}
+
+/// The program `name` of a package, installed together with others.
+fn python_package(
+    package: &str,
+    version: &str,
+    others: &[&str],
+    name: &'static str,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<PythonProgram> {
+    let folder = folder().join(format!("{package}-{version}"));
     if !folder.join("bin").join(name).is_file() {
         say(&format!(
-            "missing: {name} {version}: installing it with pip into {}",
+            "missing: {package} {version}: installing it with pip into {}",
             folder.display()
         ));
-        crate::install::with_pip(&format!("{name}=={version}"), &folder, &[])?;
+        crate::install::with_pip(&format!("{package}=={version}"), &folder, others)?;
     }
     Ok(PythonProgram { folder, name })
+}
+
+/// The nchan module of Debian's nginx, where it is installed.
+pub fn nchan() -> Option<PathBuf> {
+    let module = PathBuf::from("/usr/lib/nginx/modules/ngx_nchan_module.so");
+    module.is_file().then_some(module)
 }
 
 /// An OpenTelemetry Collector that has the components of our configuration: one that was built for it, else one on the PATH.

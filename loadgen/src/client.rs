@@ -1,6 +1,7 @@
 //! One kept HTTP/1.1 connection, over TLS or without.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +13,17 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpSocket;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 use crate::outcome::Fault;
 
 /// Longest wait for a connection or an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where requests go.
 #[derive(Clone)]
@@ -29,6 +32,7 @@ pub struct Address {
     /// The `Host` field.
     pub host: String,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    holds_sockets: bool,
 }
 
 impl std::fmt::Debug for Address {
@@ -47,6 +51,7 @@ impl Address {
             socket,
             host: socket.to_string(),
             tls: None,
+            holds_sockets: false,
         }
     }
 
@@ -67,7 +72,15 @@ impl Address {
             socket,
             host: format!("{name}:{}", socket.port()),
             tls: Some((TlsConnector::from(Arc::new(config)), server)),
+            holds_sockets: false,
         })
+    }
+
+    /// Its connections keep a second descriptor of their sockets, by which they can vanish.
+    #[must_use]
+    pub const fn holding_sockets(mut self) -> Self {
+        self.holds_sockets = true;
+        self
     }
 
     /// Opens a connection.
@@ -97,7 +110,12 @@ impl Address {
         let tcp = socket.connect(self.socket).await.map_err(|_| Fault::Connect)?;
         // Fails only when the peer has gone already, which the first request tells.
         let _ = tcp.set_nodelay(true);
-        let sender = match &self.tls {
+        let held = self
+            .holds_sockets
+            .then(|| tcp.as_fd().try_clone_to_owned())
+            .transpose()
+            .map_err(|_| Fault::Connect)?;
+        let (sender, driver) = match &self.tls {
             None => drive(TokioIo::new(tcp)).await?,
             Some((connector, name)) => {
                 let tls = connector.connect(name.clone(), tcp).await.map_err(|_| Fault::Tls)?;
@@ -107,11 +125,14 @@ impl Address {
         Ok(Connection {
             sender,
             host: self.host.clone(),
+            patience: PATIENCE,
+            driver,
+            held,
         })
     }
 }
 
-async fn drive<I>(io: I) -> Result<SendRequest<Full<Bytes>>, Fault>
+async fn drive<I>(io: I) -> Result<(SendRequest<Full<Bytes>>, AbortHandle), Fault>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -120,11 +141,11 @@ where
         .handshake(io)
         .await
         .map_err(|_| Fault::Closed)?;
-    tokio::spawn(async move {
+    let driver = tokio::spawn(async move {
         // What ends it also ends the request in flight, which tells.
         let _ = connection.await;
     });
-    Ok(sender)
+    Ok((sender, driver.abort_handle()))
 }
 
 /// An open connection; one request at a time.
@@ -132,6 +153,50 @@ where
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: String,
+    patience: Duration,
+    driver: AbortHandle,
+    held: Option<OwnedFd>,
+}
+
+/// How a connection is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// The program ends: the kernel says so to the other side (FIN).
+    Close,
+    /// The kernel breaks it off (RST).
+    Reset,
+    /// Nothing is said, as when the machine loses its power; only who writes to it hears that nobody is there.
+    Vanish,
+}
+
+/// Ends a connection whatever it is doing. To reset or to vanish takes an address [`Address::holding_sockets`]; to vanish also
+/// the right to (`CAP_NET_ADMIN`).
+#[derive(Debug)]
+pub struct Exit {
+    driver: AbortHandle,
+    held: Option<OwnedFd>,
+}
+
+impl Exit {
+    /// Leaves, and says whether it was in this way; it was closed otherwise.
+    pub fn leave(self, how: Leave) -> bool {
+        let done = match (how, &self.held) {
+            (Leave::Close, _) => true,
+            (_, None) => false,
+            (Leave::Reset, Some(socket)) => {
+                let linger = nix::libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                setsockopt(socket, sockopt::Linger, &linger).is_ok()
+            }
+            // A socket that is being repaired is closed without a word.
+            (Leave::Vanish, Some(socket)) => setsockopt(socket, sockopt::TcpRepair, &1).is_ok(),
+        };
+        // Without its driver nothing says goodbye on TLS either.
+        self.driver.abort();
+        done
+    }
 }
 
 /// A whole answer.
@@ -150,6 +215,8 @@ pub struct Call<'a> {
     pub body: Option<Bytes>,
     /// `Last-Event-ID`.
     pub cursor: Option<&'a str>,
+    /// Asks for a stream of events, as browsers do.
+    pub is_stream: bool,
 }
 
 impl<'a> Call<'a> {
@@ -160,6 +227,7 @@ impl<'a> Call<'a> {
             token: Some(token),
             body: None,
             cursor: None,
+            is_stream: false,
         }
     }
 
@@ -170,11 +238,25 @@ impl<'a> Call<'a> {
             token,
             body: Some(body.into()),
             cursor: None,
+            is_stream: false,
         }
     }
 }
 
 impl Connection {
+    /// What ends it later.
+    pub fn exit(&mut self) -> Exit {
+        Exit {
+            driver: self.driver.clone(),
+            held: self.held.take(),
+        }
+    }
+
+    /// Sets the longest wait for the head of an answer, and for its body.
+    pub const fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Whether another request can be sent.
     pub fn is_open(&self) -> bool {
         !self.sender.is_closed()
@@ -192,6 +274,9 @@ impl Connection {
         if let Some(cursor) = call.cursor {
             request = request.header("last-event-id", cursor);
         }
+        if call.is_stream {
+            request = request.header(header::ACCEPT, "text/event-stream");
+        }
         if call.body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -202,7 +287,7 @@ impl Connection {
             self.sender.ready().await?;
             self.sender.send_request(request).await
         };
-        match tokio::time::timeout(PATIENCE, answered).await {
+        match tokio::time::timeout(self.patience, answered).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(_)) => Err(Fault::Closed),
             Err(_) => Err(Fault::Timeout),
@@ -213,7 +298,7 @@ impl Connection {
     pub async fn call(&mut self, call: &Call<'_>) -> Result<Answer, Fault> {
         let response = self.begin(call).await?;
         let status = response.status().as_u16();
-        let body = tokio::time::timeout(PATIENCE, response.into_body().collect())
+        let body = tokio::time::timeout(self.patience, response.into_body().collect())
             .await
             .map_err(|_| Fault::Timeout)?
             .map_err(|_| Fault::Closed)?
@@ -249,5 +334,68 @@ impl Kept {
             None => Ok(answer),
             Some(fault) => Err(fault),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// A connection and the server's end of it, on which a request has come.
+    async fn connected() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::plain(listener.local_addr().unwrap()).holding_sockets();
+        let (connection, accepted) = tokio::join!(address.connect(), listener.accept());
+        let (mut connection, mut server) = (connection.unwrap(), accepted.unwrap().0);
+        let call = Call::get("/", "token");
+        let answer = async {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(server.read_u8().await.unwrap());
+            }
+            server
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await
+                .unwrap();
+        };
+        let (answered, ()) = tokio::join!(connection.call(&call), answer);
+        assert_eq!(answered.unwrap().status, 200);
+        (connection, server)
+    }
+
+    /// What the server hears within a moment; nothing at all is none.
+    async fn heard(server: &mut TcpStream) -> Option<std::io::Result<usize>> {
+        let mut byte = [0];
+        tokio::time::timeout(Duration::from_millis(500), server.read(&mut byte))
+            .await
+            .ok()
+    }
+
+    #[tokio::test]
+    async fn the_other_side_hears_of_an_end_and_of_a_break() {
+        let (mut connection, mut server) = connected().await;
+        assert!(connection.exit().leave(Leave::Close));
+        assert!(matches!(heard(&mut server).await, Some(Ok(0))));
+        let (mut connection, mut server) = connected().await;
+        assert!(connection.exit().leave(Leave::Reset));
+        let error = heard(&mut server).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn who_vanishes_is_missed_only_by_whoever_writes() {
+        let (mut connection, mut server) = connected().await;
+        if !connection.exit().leave(Leave::Vanish) {
+            // Without the right to, it was closed, and `soak` says so.
+            assert!(matches!(heard(&mut server).await, Some(Ok(0))));
+            return;
+        }
+        drop(connection);
+        assert!(heard(&mut server).await.is_none());
+        server.write_all(b"anybody?").await.unwrap();
+        let error = heard(&mut server).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 }

@@ -17,6 +17,12 @@ pub struct Ledger {
     /// Microseconds after `start` that each was seen last.
     last: Vec<AtomicU64>,
     latency: Vec<Mutex<Outcomes>>,
+    /// Screens that each message is for, where that is more than one.
+    screens: usize,
+    /// A bit for each message and screen that saw it.
+    seen_by: Vec<AtomicU64>,
+    /// Sightings on a screen that had seen the message.
+    doubled: AtomicU64,
 }
 
 /// Latencies are kept apart so that receivers seldom wait for each other.
@@ -34,6 +40,19 @@ impl Ledger {
             seen: (0..messages).map(|_| AtomicU32::new(0)).collect(),
             last: zeros(messages),
             latency: (0..STRIPES).map(|_| Mutex::new(Outcomes::new())).collect(),
+            screens: 0,
+            seen_by: Vec::new(),
+            doubled: AtomicU64::new(0),
+        }
+    }
+
+    /// The same, where each message is for all of `screens` and who saw it is remembered.
+    pub fn for_all(messages: usize, screens: usize) -> Self {
+        let bits = messages * screens;
+        Self {
+            screens,
+            seen_by: (0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            ..Self::new(messages)
         }
     }
 
@@ -63,6 +82,13 @@ impl Ledger {
         self.seen[number].fetch_add(1, Ordering::Relaxed);
         self.last[number].fetch_max(now, Ordering::Relaxed);
         let waited = std::time::Duration::from_micros(now.saturating_sub(due));
+        if screen < self.screens {
+            let bit = number * self.screens + screen;
+            let mask = 1 << (bit % 64);
+            if self.seen_by[bit / 64].fetch_or(mask, Ordering::Relaxed) & mask != 0 {
+                self.doubled.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if let Ok(mut latency) = self.latency[screen % STRIPES].lock() {
             latency.succeed(waited);
         }
@@ -74,6 +100,18 @@ impl Ledger {
         index(number)
             .and_then(|number| self.seen.get(number))
             .map_or(0, |seen| seen.load(Ordering::Relaxed))
+    }
+
+    /// Of a ledger [`for_all`](Self::for_all): how many screens missed one of the first `messages`, and how often a screen saw
+    /// one again.
+    pub fn lost_and_doubled(&self, messages: u64) -> (u64, u64) {
+        let bits: u64 = self
+            .seen_by
+            .iter()
+            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
+            .sum();
+        let expected = messages * self.screens as u64;
+        (expected.saturating_sub(bits), self.doubled.load(Ordering::Relaxed))
     }
 
     /// Latency to the last screen that saw it, for a message that was seen.
@@ -127,5 +165,19 @@ mod tests {
         assert_eq!(ledger.last_after(0), Some(Duration::from_millis(9)));
         assert_eq!(ledger.last_after(1), None);
         assert_eq!(ledger.latencies().count(), 2);
+    }
+
+    #[test]
+    fn one_screen_that_sees_twice_does_not_hide_one_that_missed_it() {
+        let ledger = Ledger::for_all(2, 3);
+        let now = Instant::now();
+        for number in 0..2 {
+            ledger.is_due(number, now);
+        }
+        for (number, screen) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 1)] {
+            assert!(ledger.is_seen(number, screen, now));
+        }
+        assert_eq!(ledger.times_seen(1), 3);
+        assert_eq!(ledger.lost_and_doubled(2), (1, 1));
     }
 }

@@ -18,6 +18,8 @@ pub mod processes;
 pub mod progress;
 pub mod report;
 pub mod screens;
+pub mod stage;
+pub mod talk;
 pub mod target;
 pub mod tokens;
 pub mod workers;

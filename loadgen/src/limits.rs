@@ -6,14 +6,15 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Descriptors that a process needs besides its connections.
 const SPARE: u64 = 256;
 
-/// Makes room for this many descriptors per connection in this process and those it starts, or says what stands in the way.
-pub fn require_descriptors(connections: u64, per_connection: u64, what: &str) -> anyhow::Result<()> {
+/// Makes room for this many descriptors per connection in this process and those it starts, or says what stands in the way
+/// and what to give `option` instead.
+pub fn require_descriptors(connections: u64, per_connection: u64, option: &str, what: &str) -> anyhow::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of file descriptors")?;
     let needed = connections * per_connection + SPARE;
     if needed > hard {
         bail!(
             "{what} takes {needed} file descriptors in one process and {hard} is the most allowed here; use at most \
-             --streams {}, or raise the hard limit: as root `ulimit -Hn {needed}`, or LimitNOFILE= of the unit",
+             {option} {}, or raise the hard limit: as root `ulimit -Hn {needed}`, or LimitNOFILE= of the unit",
             hard.saturating_sub(SPARE) / per_connection
         );
     }
@@ -47,11 +48,15 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_said_with_the_limit_and_the_way_out() {
-        require_descriptors(10, 1, "a test").unwrap();
-        let error = require_descriptors(1 << 40, 2, "a test").unwrap_err().to_string();
+        require_descriptors(10, 1, "--streams", "a test").unwrap();
+        let error = require_descriptors(1 << 40, 2, "--clients", "a test")
+            .unwrap_err()
+            .to_string();
         let hard = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;
         assert!(
-            error.contains(&hard.to_string()) && error.contains("ulimit -Hn"),
+            error.contains(&hard.to_string())
+                && error.contains("ulimit -Hn")
+                && error.contains("use at most --clients "),
             "{error}"
         );
         require_ports(10, 1).unwrap();

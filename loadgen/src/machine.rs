@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dev::platform::Platform;
+use dev::postgres::Server;
 use serde::Serialize;
 
 /// What figures depend on.
@@ -49,26 +50,32 @@ impl Machine {
 
 /// `name=value` of everything that decides whether an acknowledged message survives a power failure.
 pub fn durability(platform: &mut Platform, data: &Path) -> Vec<String> {
-    let mut settings = Vec::new();
-    if let Some(server) = platform.postgres() {
-        for name in [
-            "server_version",
-            "fsync",
-            "synchronous_commit",
-            "full_page_writes",
-            "wal_sync_method",
-            "commit_delay",
-        ] {
-            let value = server
-                .psql("postgres", &format!("SHOW {name}"))
-                .unwrap_or_else(|_| "unknown".to_owned());
-            settings.push(format!("postgresql.{name}={}", value.trim()));
-        }
-    }
+    let mut settings = platform
+        .postgres()
+        .map(|server| durability_of(server))
+        .unwrap_or_default();
     // The events can be made again from the outbox, so that is how the launcher and the charts run NATS.
     settings.push("nats.jetstream.sync_interval=2m (storage=file)".to_owned());
     settings.push(format!("data.filesystem={}", filesystem(data)));
     settings
+}
+
+/// The same of one PostgreSQL.
+pub fn durability_of(server: &Server) -> Vec<String> {
+    let names = [
+        "server_version",
+        "fsync",
+        "synchronous_commit",
+        "full_page_writes",
+        "wal_sync_method",
+        "commit_delay",
+    ];
+    let show = |name| {
+        let value = server.psql("postgres", &format!("SHOW {name}"));
+        let value = value.unwrap_or_else(|_| "unknown".to_owned());
+        format!("postgresql.{name}={}", value.trim())
+    };
+    names.map(show).to_vec()
 }
 
 fn filesystem(path: &Path) -> String {

@@ -108,9 +108,10 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     if matches!(args.mode, Mode::All) {
         let mut is_whole = true;
         for mode in ALL {
-            say(&format!("measuring {mode}"));
+            say(&format!("measuring {}", mode.join(" ")));
             // Its defaults, as if it had been asked for alone.
-            let alone = Args::try_parse_from(["loadgen", mode]).context("a mode without defaults")?;
+            let words = std::iter::once("loadgen").chain(mode.iter().copied());
+            let alone = Args::try_parse_from(words).context("a mode without defaults")?;
             is_whole &= report(&runtime.block_on(measure(&alone.mode, &setting))?, &args.out)?;
             if is_stopped() {
                 break;
@@ -122,15 +123,16 @@ fn run(args: &Args) -> anyhow::Result<bool> {
 }
 
 /// What `all` measures.
-const ALL: [&str; 8] = [
-    "gateway",
-    "send",
-    "deliver",
-    "fanout",
-    "connections",
-    "storm",
-    "search",
-    "signin",
+const ALL: [&[&str]; 9] = [
+    &["gateway"],
+    &["send", "--peers"],
+    &["deliver", "--peers"],
+    &["fanout", "--peers"],
+    &["fanout", "--peers", "--via", "gateway"],
+    &["connections"],
+    &["storm"],
+    &["search"],
+    &["signin"],
 ];
 
 /// Prints and saves a result; returns whether it is whole.

@@ -16,6 +16,8 @@ pub enum Fault {
     Tls,
     /// No answer in time.
     Timeout,
+    /// Was due, and no connection was free for it in time.
+    Unsent,
     /// The connection ended before the answer.
     Closed,
     /// 401 or 403.
@@ -49,6 +51,10 @@ impl Fault {
             Self::Connect => "nothing accepts connections there, or local ports or descriptors ran out",
             Self::Tls => "the certificate is not signed by --ca, or the server does not speak TLS there",
             Self::Timeout => "the target cannot keep up with this rate; lower --rate",
+            Self::Unsent => {
+                "all connections were waiting for answers: the target cannot keep up with this rate; lower --rate, or raise \
+                 --connections if it answers slowly but works little"
+            }
             Self::Closed => "the target closed connections; see its log",
             Self::Refused => "the credentials are wrong or the session ended",
             Self::RateLimited => {

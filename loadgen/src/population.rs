@@ -1,6 +1,7 @@
 //! People and chats to work with, made in bulk in the database of a platform that we started ourselves.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use dev::platform::Platform;
@@ -21,11 +22,11 @@ pub struct Person {
 }
 
 /// One workspace and who is in it.
-#[derive(Debug, Clone)]
 pub struct Population {
     pub workspace: i64,
     pub people: Vec<Person>,
     owner_database: Target,
+    signer: Signer,
 }
 
 impl Population {
@@ -66,6 +67,7 @@ impl Population {
             workspace,
             people,
             owner_database: target,
+            signer,
         })
     }
 
@@ -105,6 +107,12 @@ impl Population {
             bail!("{} chats were made where {} were wanted", chats.len(), groups.len());
         }
         Ok(chats)
+    }
+
+    /// Another token of a person, for what takes longer than one lives.
+    pub fn token(&self, place: usize) -> anyhow::Result<Arc<str>> {
+        let person = self.people.get(place).context("no such person")?;
+        Ok(self.signer.sign(person.id, self.workspace)?.into())
     }
 
     /// The database as its owner.

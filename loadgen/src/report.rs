@@ -33,6 +33,7 @@ pub struct Report {
     /// Other figures, each with its unit in its name.
     pub figures: BTreeMap<String, f64>,
     pub goals: Vec<Goal>,
+    pub comparisons: Vec<Comparison>,
 }
 
 /// One kind of work under one load.
@@ -61,6 +62,18 @@ pub struct Goal {
     pub goal: String,
     pub measured: f64,
     pub met: bool,
+}
+
+/// The same work done by us and by other software, in the same run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    pub peer: String,
+    /// Which work, and which figure with its unit.
+    pub what: String,
+    pub ours: f64,
+    pub theirs: f64,
+    /// Theirs divided by ours; none where ours is 0.
+    pub ratio: Option<f64>,
 }
 
 impl Series {
@@ -98,6 +111,20 @@ impl Series {
             .map_or(0.0, |usage| usage.cpu_seconds);
         seconds * 1e6 / (self.done as f64).max(1.0)
     }
+
+    /// Processor microseconds of all servers per success; none when nothing was done.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests")]
+    pub fn cpu_micros_of_all(&self) -> Option<f64> {
+        let cpu = self.cpu.as_ref().filter(|_| self.done > 0)?;
+        let seconds: f64 = cpu.processes.iter().map(|usage| usage.cpu_seconds).sum();
+        Some(seconds * 1e6 / self.done as f64)
+    }
+
+    /// Memory of all servers in MiB.
+    pub fn memory_mib_of_all(&self) -> Option<f64> {
+        let cpu = self.cpu.as_ref()?;
+        Some(cpu.processes.iter().map(|usage| usage.memory_mib).sum())
+    }
 }
 
 impl Report {
@@ -112,7 +139,40 @@ impl Report {
             series: Vec::new(),
             figures: BTreeMap::new(),
             goals: Vec::new(),
+            comparisons: Vec::new(),
         }
+    }
+
+    /// Sets two series of the same work side by side.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests")]
+    pub fn compare(&mut self, peer: &str, work: &str, ours: &Series, theirs: &Series) {
+        let mut add = |figure: &str, ours: Option<f64>, theirs: Option<f64>| {
+            if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                self.comparisons.push(Comparison {
+                    peer: peer.to_owned(),
+                    what: format!("{work}: {figure}"),
+                    ours,
+                    theirs,
+                    ratio: (ours > 0.0).then(|| theirs / ours),
+                });
+            }
+        };
+        // A percentile of what was never answered is none.
+        let of = |series: &Series, ms: f64| (series.done > 0).then_some(ms);
+        add("done/s", Some(ours.done_per_second), Some(theirs.done_per_second));
+        add("p50 ms", of(ours, ours.p50_ms), of(theirs, theirs.p50_ms));
+        add("p99 ms", of(ours, ours.p99_ms), of(theirs, theirs.p99_ms));
+        add(
+            "errors",
+            Some(ours.error_count() as f64),
+            Some(theirs.error_count() as f64),
+        );
+        add(
+            "cpu µs each, all servers",
+            ours.cpu_micros_of_all(),
+            theirs.cpu_micros_of_all(),
+        );
+        add("MiB, all servers", ours.memory_mib_of_all(), theirs.memory_mib_of_all());
     }
 
     pub fn set(&mut self, name: &str, value: impl std::fmt::Display) {
@@ -205,6 +265,7 @@ impl Report {
             }
         }
         self.write_processes(out)?;
+        self.write_comparisons(out)?;
         if !self.figures.is_empty() {
             writeln!(out)?;
         }
@@ -250,6 +311,38 @@ impl Report {
         writeln!(out)
     }
 
+    fn write_comparisons(&self, out: &mut String) -> std::fmt::Result {
+        let width = self
+            .comparisons
+            .iter()
+            .map(|comparison| comparison.what.chars().count())
+            .max()
+            .unwrap_or(0);
+        let mut peer = "";
+        for comparison in &self.comparisons {
+            if comparison.peer != peer {
+                peer = &comparison.peer;
+                writeln!(
+                    out,
+                    "\n{:width$} {:>12} {:>12} {:>14}",
+                    format!("beside {peer}"),
+                    "ours",
+                    peer,
+                    "theirs ÷ ours"
+                )?;
+            }
+            let ratio = comparison
+                .ratio
+                .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
+            writeln!(
+                out,
+                "{:width$} {:>12.2} {:>12.2} {ratio:>14}",
+                comparison.what, comparison.ours, comparison.theirs
+            )?;
+        }
+        Ok(())
+    }
+
     /// Writes `MODE.json` and `MODE.svg` and returns their paths.
     pub fn save(&self, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -263,5 +356,32 @@ impl Report {
             written.push(svg);
         }
         Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(ms: u64, count: u64) -> Series {
+        let mut outcomes = Outcomes::new();
+        for _ in 0..count {
+            outcomes.succeed(Duration::from_millis(ms));
+        }
+        Series::new("work", Some(2.0), Duration::from_secs(2), &outcomes, None)
+    }
+
+    #[test]
+    fn a_peer_is_set_beside_us_and_what_cannot_be_compared_is_left_out() {
+        let mut report = Report::new("send", Machine::read());
+        report.compare("other", "2/s", &series(10, 4), &series(30, 2));
+        let of = |what: &str| report.comparisons.iter().find(|comparison| comparison.what == what);
+        // Histograms keep three digits.
+        let ratio = of("2/s: p99 ms").unwrap().ratio.unwrap();
+        assert!((2.99..3.01).contains(&ratio), "{ratio}");
+        assert_eq!(of("2/s: done/s").unwrap().ratio, Some(0.5));
+        assert_eq!(of("2/s: errors").unwrap().ratio, None);
+        assert!(of("2/s: MiB, all servers").is_none(), "nobody looked at processes");
+        assert!(report.table().contains("beside other"), "{}", report.table());
     }
 }

@@ -13,7 +13,7 @@ use memchr::memmem;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::client::{Address, Call, Connection};
+use crate::client::{Address, Call, Connection, Exit, Leave};
 use crate::outcome::Fault;
 
 /// Streams that are opened at the same time.
@@ -48,13 +48,33 @@ pub struct Screen {
 /// Open streams.
 #[derive(Debug)]
 pub struct Screens {
-    readers: Vec<AbortHandle>,
+    readers: Vec<(AbortHandle, Exit)>,
     ended: Arc<AtomicU64>,
 }
 
+/// What a server says first on a stream that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// An event: ours says `ready`, `resumed` or `gap`.
+    Event,
+    /// A comment.
+    Comment,
+}
+
 impl Screens {
-    /// Opens all, each on a connection of its own, and waits until each has had its first event (`ready`, `resumed`, `gap`).
+    /// Opens streams of ours, each on a connection of its own, and waits until each has had its first event.
     pub async fn open(
+        address: &Address,
+        path: &str,
+        screens: Vec<Screen>,
+        watch: Arc<dyn Watch>,
+    ) -> anyhow::Result<Self> {
+        Self::open_after(First::Event, address, path, screens, watch).await
+    }
+
+    /// Opens streams, each on a connection of its own, and waits until the server has said the first thing on each.
+    pub async fn open_after(
+        first: First,
         address: &Address,
         path: &str,
         screens: Vec<Screen>,
@@ -74,15 +94,16 @@ impl Screens {
             let ended = Arc::clone(&ended);
             opening.spawn(async move {
                 let permit = permits.acquire_owned().await;
-                let opened = open(&address, &path, &screen, &watch).await;
+                let opened = open(first, &address, &path, &screen, &watch).await;
                 drop(permit);
-                let stream = opened.map_err(|fault| (screen.number, fault))?;
+                let mut stream = opened.map_err(|fault| (screen.number, fault))?;
+                let exit = stream.connection.exit();
                 let reader = tokio::spawn(async move {
                     stream.read(&*watch).await;
                     ended.fetch_add(1, Ordering::Relaxed);
                     watch.ended(screen.number);
                 });
-                Ok::<_, (usize, Fault)>(reader.abort_handle())
+                Ok::<_, (usize, Fault)>((reader.abort_handle(), exit))
             });
         }
         let mut all = Self {
@@ -112,11 +133,19 @@ impl Screens {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Closes all at once, without a word.
+    /// Closes all at once, without a word on the stream.
     pub fn close(&mut self) {
-        for reader in self.readers.drain(..) {
+        self.leave(Leave::Close);
+    }
+
+    /// Leaves all at once; returns how many could not be left in this way and were closed.
+    pub fn leave(&mut self, how: Leave) -> usize {
+        let mut closed = 0;
+        for (reader, exit) in self.readers.drain(..) {
+            closed += usize::from(!exit.leave(how));
             reader.abort();
         }
+        closed
     }
 }
 
@@ -131,10 +160,16 @@ struct Stream {
     body: Incoming,
     buffer: BytesMut,
     // Held: the connection lives as long as it.
-    _connection: Connection,
+    connection: Connection,
 }
 
-async fn open(address: &Address, path: &str, screen: &Screen, watch: &Arc<dyn Watch>) -> Result<Stream, Fault> {
+async fn open(
+    first: First,
+    address: &Address,
+    path: &str,
+    screen: &Screen,
+    watch: &Arc<dyn Watch>,
+) -> Result<Stream, Fault> {
     let source = u8::try_from(screen.number / PER_SOURCE)
         .ok()
         .filter(|group| *group > 0 && address.socket.ip().is_loopback())
@@ -142,6 +177,7 @@ async fn open(address: &Address, path: &str, screen: &Screen, watch: &Arc<dyn Wa
     let mut connection = address.connect_from(source).await?;
     let mut call = Call::get(path, &screen.token);
     call.cursor = screen.cursor.as_deref();
+    call.is_stream = true;
     let response = connection.begin(&call).await?;
     if let Some(fault) = Fault::of_status(response.status().as_u16()) {
         return Err(fault);
@@ -150,10 +186,10 @@ async fn open(address: &Address, path: &str, screen: &Screen, watch: &Arc<dyn Wa
         number: screen.number,
         body: response.into_body(),
         buffer: BytesMut::new(),
-        _connection: connection,
+        connection,
     };
-    let first = stream.step(&**watch);
-    match tokio::time::timeout(std::time::Duration::from_secs(30), first).await {
+    let said = stream.step(&**watch, first);
+    match tokio::time::timeout(std::time::Duration::from_secs(30), said).await {
         Ok(true) => Ok(stream),
         Ok(false) => Err(Fault::Closed),
         Err(_) => Err(Fault::Timeout),
@@ -162,11 +198,11 @@ async fn open(address: &Address, path: &str, screen: &Screen, watch: &Arc<dyn Wa
 
 impl Stream {
     async fn read(mut self, watch: &dyn Watch) {
-        while self.step(watch).await {}
+        while self.step(watch, First::Event).await {}
     }
 
-    /// Reads until at least one whole frame was seen; false at the end.
-    async fn step(&mut self, watch: &dyn Watch) -> bool {
+    /// Reads until at least one whole event was seen, or whatever counts; false at the end.
+    async fn step(&mut self, watch: &dyn Watch, counts: First) -> bool {
         loop {
             let Some(Ok(frame)) = self.body.frame().await else {
                 return false;
@@ -184,7 +220,7 @@ impl Stream {
             let mut seen = false;
             while let Some(end) = memmem::find(rest, b"\n\n") {
                 let frame = parse(&rest[..end]);
-                seen |= !frame.kind.is_empty();
+                seen |= counts == First::Comment || !frame.kind.is_empty();
                 watch.frame(self.number, &frame, at);
                 rest = &rest[end + 2..];
             }
@@ -228,11 +264,22 @@ pub fn content(number: u64) -> String {
 
 /// The number in an event's data.
 pub fn number_in(data: &[u8]) -> Option<u64> {
-    let at = memmem::find(data, MARK)? + MARK.len();
-    let digits = data[at..].iter().take_while(|byte| byte.is_ascii_digit());
-    Some(digits.fold(0_u64, |number, digit| {
+    memmem::find(data, MARK).map(|at| number_at(data, at))
+}
+
+/// The numbers of all messages in an answer that holds several.
+pub fn numbers_in(data: &[u8]) -> impl Iterator<Item = u64> {
+    memmem::find_iter(data, MARK).map(|at| number_at(data, at))
+}
+
+/// The number after a mark.
+fn number_at(data: &[u8], mark: usize) -> u64 {
+    let digits = data[mark + MARK.len()..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0_u64, |number, digit| {
         number.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -253,5 +300,7 @@ mod tests {
         let data = format!("{{\"content\":\"{}\"}}", content(40_129));
         assert_eq!(number_in(data.as_bytes()), Some(40_129));
         assert_eq!(number_in(b"{\"content\":\"hello\"}"), None);
+        let several = format!("[\"{}\",\"{}\"]", content(7), content(18));
+        assert_eq!(numbers_in(several.as_bytes()).collect::<Vec<_>>(), [7, 18]);
     }
 }

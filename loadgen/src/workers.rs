@@ -10,7 +10,7 @@ use http::Method;
 use tokio::task::JoinSet;
 
 use crate::arrivals::{Arrival, Poisson, dispatch};
-use crate::client::{Address, Answer, Call, Kept};
+use crate::client::{Address, Answer, Call, Kept, PATIENCE};
 use crate::outcome::{Fault, Outcomes};
 use crate::progress::{Counters, Live, is_stopped};
 
@@ -98,6 +98,12 @@ impl Workers {
                     let Some(arrival) = arrival.filter(|_| !is_stopped()) else {
                         return (kept, outcomes);
                     };
+                    // Whoever asked this long ago has given up; and a run must end, however overloaded the target is.
+                    if arrival.due.elapsed() > PATIENCE {
+                        outcomes.fail(Fault::Unsent);
+                        counters.failed.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
                     counters.in_flight.fetch_add(1, Ordering::Relaxed);
                     let work = job.prepare(arrival);
                     match kept.call(&work.call()).await {
@@ -138,13 +144,15 @@ impl Workers {
 }
 
 impl Work {
-    fn call(&self) -> Call<'_> {
+    /// As the client takes it.
+    pub fn call(&self) -> Call<'_> {
         Call {
             method: self.method.clone(),
             path: &self.path,
             token: Some(&self.token),
             body: self.body.clone(),
             cursor: None,
+            is_stream: false,
         }
     }
 }

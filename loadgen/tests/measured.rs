@@ -36,16 +36,30 @@ fn text(output: &Output) -> String {
     )
 }
 
-/// Runs a mode, which must measure all that it was asked for, and returns its result.
-fn result(mode: &str, args: &[&str]) -> Value {
+/// Runs a mode, which must measure all that it was asked for, and returns its result by the name it is saved under.
+fn result(name: &str, args: &[&str]) -> Value {
     let out = tempfile::tempdir().unwrap();
-    let args: Vec<&str> = std::iter::once(mode).chain(args.iter().copied()).collect();
-    let output = loadgen(&args, out.path());
-    assert!(output.status.success(), "{mode}: {}", text(&output));
-    let json = std::fs::read(out.path().join(format!("{mode}.json"))).unwrap();
+    let output = loadgen(args, out.path());
+    assert!(output.status.success(), "{name}: {}", text(&output));
+    let json = std::fs::read(out.path().join(format!("{name}.json"))).unwrap();
     let result: Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(result["partial"], Value::Null);
     result
+}
+
+/// The series of a name.
+fn series<'a>(result: &'a Value, name: &str) -> &'a Value {
+    let all = result["series"].as_array().unwrap();
+    let found = all.iter().find(|series| series["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {result}"))
+}
+
+/// Ours and theirs of a comparison.
+fn compared(result: &Value, what: &str) -> (f64, f64) {
+    let all = result["comparisons"].as_array().unwrap();
+    let found = all.iter().find(|comparison| comparison["what"] == what);
+    let found = found.unwrap_or_else(|| panic!("no {what} in {result}"));
+    (found["ours"].as_f64().unwrap(), found["theirs"].as_f64().unwrap())
 }
 
 /// A figure that a goal was set for.
@@ -65,7 +79,7 @@ fn is_zero(result: &Value, what: &str) {
 
 #[test]
 fn messages_reach_other_screens_once_and_who_worked_is_known() {
-    let result = result("deliver", &["--rate", "50", "--chats", "10"]);
+    let result = result("deliver", &["deliver", "--rate", "50", "--chats", "10"]);
     is_zero(&result, "lost at 50/s");
     is_zero(&result, "doubled at 50/s");
     let series = &result["series"][0];
@@ -110,7 +124,7 @@ fn one_message_reaches_every_member() {
         "--via",
         "gateway",
     ];
-    let result = result("fanout", &args);
+    let result = result("fanout-gateway", &[&["fanout"], &args[..]].concat());
     is_zero(&result, "lost");
     is_zero(&result, "doubled");
     assert_eq!(result["series"][0]["done"], 90);
@@ -119,7 +133,17 @@ fn one_message_reaches_every_member() {
 
 #[test]
 fn who_vanishes_and_returns_misses_nothing() {
-    let args = ["--clients", "30", "--members", "5", "--rate", "20", "--away", "1"];
+    let args = [
+        "storm",
+        "--clients",
+        "30",
+        "--members",
+        "5",
+        "--rate",
+        "20",
+        "--away",
+        "1",
+    ];
     let result = result("storm", &args);
     for what in ["lost", "doubled", "told to reload"] {
         is_zero(&result, what);
@@ -160,5 +184,98 @@ fn a_platform_elsewhere_is_used_and_what_is_wrong_with_it_is_said() {
         !away.status.success() && text(&away).contains("cannot reach 127.0.0.1:"),
         "{}",
         text(&away)
+    );
+}
+
+#[test]
+fn a_matrix_server_delivers_the_same_messages_beside_us() {
+    let args = [
+        "--peers",
+        "--peer-rate",
+        "5",
+        "--peer-chats",
+        "2",
+        "--rate",
+        "10",
+        "--chats",
+        "4",
+    ];
+    let result = result("deliver", &[&["deliver"], &args[..]].concat());
+    for (name, rate) in [
+        ("deliver 5/s", 5),
+        ("synapse deliver 5/s", 5),
+        ("synapse deliver 10/s", 10),
+    ] {
+        let series = series(&result, name);
+        assert_eq!(series["offered_per_second"], f64::from(rate), "{series}");
+        assert!(series["done"].as_u64().unwrap() > 0, "{series}");
+    }
+    assert_eq!(result["figures"]["synapse_not_delivered_at_5"], 0.0, "{result}");
+    let (ours, theirs) = compared(&result, "5/s: cpu µs each, all servers");
+    assert!(ours > 0.0 && theirs > 0.0, "{result}");
+    let durability = result["durability"].to_string();
+    assert!(durability.contains("synapse.postgresql.fsync=on"), "{durability}");
+}
+
+#[test]
+fn nchan_fans_out_the_same_messages_beside_us() {
+    for (via, name) in [("service", "fanout"), ("gateway", "fanout-gateway")] {
+        let args = [
+            "fanout",
+            "--peers",
+            "--members",
+            "20",
+            "--messages",
+            "2",
+            "--burst",
+            "5",
+            "--via",
+            via,
+        ];
+        let result = result(name, &args);
+        assert_eq!(series(&result, "nchan each delivery")["done"], 40);
+        assert_eq!(series(&result, "nchan burst, each delivery")["done"], 100);
+        assert_eq!(result["figures"]["nchan_lost"], 0.0, "{result}");
+        assert_eq!(result["figures"]["nchan_doubled"], 0.0, "{result}");
+        assert!(
+            result["settings"]["bytes_of_an_event"]
+                .as_str()
+                .unwrap()
+                .parse::<u32>()
+                .unwrap()
+                > 100
+        );
+    }
+}
+
+#[test]
+fn who_asks_for_more_than_the_target_can_do_is_told() {
+    // One connection, and a rate that no server answers one after the other.
+    let out = tempfile::tempdir().unwrap();
+    let output = loadgen(&["send", "--rate", "100000", "--chats", "2"], out.path());
+    let text = text(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("Unsent") && text.contains("lower --rate"), "{text}");
+}
+
+#[test]
+fn what_takes_more_descriptors_than_there_are_says_how_many_would_do() {
+    let out = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -n 1000 && exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_loadgen"),
+        ])
+        .args(["fanout", "--members", "900", "--via", "gateway", "--out"])
+        .arg(out.path())
+        .output()
+        .unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("use at most --members 372, or raise the hard limit"),
+        "{text}"
     );
 }

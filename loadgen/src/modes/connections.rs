@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::messages::Via;
 use super::{Meter, Setting, until};
 use crate::limits;
 use crate::machine::{self, Machine};
@@ -12,6 +11,7 @@ use crate::processes::Shares;
 use crate::progress::{is_stopped, say};
 use crate::report::Report;
 use crate::screens::{Frame, Screen, Screens, Watch};
+use crate::stage::Via;
 use crate::target::Target;
 
 /// Options of `connections`.
@@ -42,7 +42,7 @@ pub async fn connections(setting: &Setting, args: &Args) -> anyhow::Result<Repor
     let machine = Machine::read();
     let streams = args.streams as usize;
     let per_stream = if args.via == Via::Gateway { 2 } else { 1 };
-    limits::require_descriptors(u64::from(args.streams), per_stream, "an idle stream each")?;
+    limits::require_descriptors(u64::from(args.streams), per_stream, "--streams", "an idle stream each")?;
     limits::require_ports(u64::from(args.streams), u64::from(args.streams) / 20_000 + 1)?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, streams)?;

@@ -1,247 +1,74 @@
 //! `send` and `deliver`: messages in many chats, to the sender's answer and to another user's screen.
 
-use std::net::ToSocketAddrs;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use http::Method;
-use serde_json::{Value, json};
 
-use super::{Meter, SETTLE, Setting, until};
-use crate::arrivals::Arrival;
-use crate::client::{Address, Call};
+use super::Setting;
 use crate::ledger::Ledger;
 use crate::machine::{self, Machine};
-use crate::outcome::Fault;
-use crate::population::Population;
-use crate::processes::Watched;
+use crate::peers::synapse::{self, Synapse};
 use crate::progress::{Counters, is_stopped, say};
 use crate::report::{Report, Series};
-use crate::screens::{self, Frame, Screen, Screens, Watch};
-use crate::target::Target;
-use crate::workers::{Job, Load, Work, Workers};
-
-/// Where requests of `send` go in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Via {
-    /// Straight to chat_service, without TLS.
-    Service,
-    /// Through the TLS gateway.
-    Gateway,
-}
-
-/// A platform that runs elsewhere.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Elsewhere {
-    /// Gateway of a running platform, `https://host:port`, instead of one started here. Its rate limits apply.
-    #[arg(long, requires = "ca", requires = "email")]
-    pub url: Option<String>,
-    /// Certificate authority that signed its certificate (PEM).
-    #[arg(long)]
-    pub ca: Option<PathBuf>,
-    /// Whom to sign in as; the password is read from the variable FECHATTER_PASSWORD.
-    #[arg(long)]
-    pub email: Option<String>,
-}
+use crate::screens::{Screen, Screens};
+use crate::stage::{Elsewhere, Stage, Via};
+use crate::talk::{Delivered, Receiver};
 
 /// Options of `send` and `deliver`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Messages per second; several are measured one after the other.
-    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Vec<u32>,
     /// Chats that they are spread over, each with a sender and a receiver.
-    #[arg(long, default_value_t = 500)]
-    pub chats: usize,
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub chats: u32,
     #[arg(long, value_enum, default_value_t = Via::Service)]
     pub via: Via,
     #[command(flatten)]
     pub elsewhere: Elsewhere,
+    #[command(flatten)]
+    pub beside: Beside,
 }
 
-/// Sends messages, each in the next chat.
-pub struct Sender {
-    /// Path and sender's token.
-    pub chats: Vec<(Arc<str>, Arc<str>)>,
-    pub ledger: Option<Arc<Ledger>>,
-    /// Number of the first message of this run.
-    pub first: u64,
+/// Another chat server in the same run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Beside {
+    /// Then measure Matrix Synapse on PostgreSQL, too: at --peer-rate and at the first --rate; ours also at --peer-rate.
+    #[arg(long, conflicts_with = "url")]
+    pub peers: bool,
+    /// Messages per second that the peer can bear.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub peer_rate: u32,
+    /// Rooms in the peer, each with a sender and a receiver: it makes about two a second.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub peer_chats: u32,
 }
 
-impl Job for Sender {
-    fn prepare(&self, arrival: Arrival) -> Work {
-        let number = self.first + arrival.number;
-        if let Some(ledger) = &self.ledger {
-            ledger.is_due(number, arrival.due);
+impl Args {
+    /// What is asked of us: with a peer, also what it can bear.
+    fn rates(&self) -> Vec<u32> {
+        let mut rates = self.rate.clone();
+        if self.beside.peers && !rates.contains(&self.beside.peer_rate) {
+            rates.insert(0, self.beside.peer_rate);
         }
-        let place = usize::try_from(number).unwrap_or_default() % self.chats.len();
-        let (path, token) = &self.chats[place];
-        Work {
-            method: Method::POST,
-            path: Arc::clone(path),
-            token: Arc::clone(token),
-            body: Some(json!({"content": screens::content(number)}).to_string().into()),
-        }
-    }
-}
-
-/// Notes in the ledger what comes.
-pub struct Receiver {
-    pub ledger: Arc<Ledger>,
-    pub counters: Arc<Counters>,
-}
-
-impl Watch for Receiver {
-    fn frame(&self, screen: usize, frame: &Frame<'_>, at: Instant) {
-        if frame.kind == b"message.created"
-            && let Some(number) = screens::number_in(frame.data)
-            && self.ledger.is_seen(number, screen, at)
-        {
-            self.counters.delivered.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Where messages go and who sees them.
-struct Stage {
-    target: Option<Target>,
-    send_to: Address,
-    see_at: Address,
-    chats: Vec<(Arc<str>, Arc<str>)>,
-    receivers: Vec<Arc<str>>,
-}
-
-impl Stage {
-    fn of_our_own(setting: &Setting, chats: usize, via: Via) -> anyhow::Result<Self> {
-        let target = Target::start(&setting.binaries, &[], &[])?;
-        say("making people and chats");
-        let population = Population::settle(&target.platform, &target.data, chats * 2)?;
-        let groups: Vec<Vec<usize>> = (0..chats).map(|chat| vec![chat * 2, chat * 2 + 1]).collect();
-        let ids = population.chats(&groups)?;
-        let tokens: Vec<Arc<str>> = population
-            .people
-            .iter()
-            .map(|person| person.token.as_str().into())
-            .collect();
-        let see_at = target.gateway()?;
-        Ok(Self {
-            send_to: match via {
-                Via::Service => target.chat(),
-                Via::Gateway => see_at.clone(),
-            },
-            see_at,
-            chats: ids
-                .iter()
-                .enumerate()
-                .map(|(number, id)| (messages_path(*id), Arc::clone(&tokens[number * 2])))
-                .collect(),
-            receivers: (0..chats).map(|chat| Arc::clone(&tokens[chat * 2 + 1])).collect(),
-            target: Some(target),
-        })
+        rates
     }
 
-    async fn elsewhere(args: &Elsewhere, chats: usize) -> anyhow::Result<Self> {
-        let (Some(url), Some(ca), Some(email)) = (&args.url, &args.ca, &args.email) else {
-            bail!("--url needs --ca and --email");
-        };
-        let authority = url
-            .strip_prefix("https://")
-            .with_context(|| format!("--url {url} does not begin with https://"))?
-            .trim_end_matches('/');
-        let name = authority.rsplit_once(':').map_or(authority, |(name, _)| name);
-        let with_port = if name == authority {
-            format!("{authority}:443")
-        } else {
-            authority.to_owned()
-        };
-        let socket = with_port
-            .to_socket_addrs()
-            .with_context(|| format!("--url {url}: no such host"))?
-            .next()
-            .with_context(|| format!("--url {url}: no address"))?;
-        let address = Address::tls(socket, name, ca)?;
-        let token = sign_in(&address, email).await?;
-        let mut made = Vec::new();
-        let mut connection = address
-            .connect()
-            .await
-            .map_err(|fault| anyhow::anyhow!("{url} {fault:?}"))?;
-        let run = uuid::Uuid::now_v7().simple().to_string();
-        // Few: somebody else's platform keeps them.
-        for number in 0..chats.min(20) {
-            let body = json!({"kind": "private_channel", "name": format!("load {run} {number}")}).to_string();
-            let answer = connection
-                .call(&Call::post("/api/chat", Some(&token), body.into_bytes()))
-                .await
-                .map_err(|fault| anyhow::anyhow!("making a chat failed: {fault:?}"))?;
-            let chat: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-            let id = chat["id"].as_i64().with_context(|| {
-                format!(
-                    "making a chat was answered {} {}",
-                    answer.status,
-                    String::from_utf8_lossy(&answer.body)
-                )
-            })?;
-            made.push((messages_path(id), Arc::<str>::from(token.as_str())));
-        }
-        Ok(Self {
-            target: None,
-            send_to: address.clone(),
-            see_at: address,
-            chats: made,
-            receivers: vec![token.into()],
-        })
+    /// What is asked of the peer: what it can bear, and the first of what is asked of us.
+    fn peer_rates(&self) -> Vec<u32> {
+        let mut rates = vec![self.beside.peer_rate];
+        rates.extend(self.rate.first().filter(|rate| **rate != self.beside.peer_rate));
+        rates
     }
-
-    fn watched(&self) -> Watched {
-        self.target.as_ref().map(Target::watched).unwrap_or_default()
-    }
-}
-
-fn messages_path(chat: i64) -> Arc<str> {
-    format!("/api/chat/{chat}/messages").into()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a password belongs neither in arguments nor in a file of ours"
-)]
-fn password() -> anyhow::Result<String> {
-    std::env::var("FECHATTER_PASSWORD").context("set FECHATTER_PASSWORD to the password of --email")
-}
-
-async fn sign_in(address: &Address, email: &str) -> anyhow::Result<String> {
-    let mut connection = address
-        .connect()
-        .await
-        .map_err(|fault| anyhow::anyhow!("cannot reach {} ({fault:?}): {}", address.socket, fault.advice()))?;
-    let body = json!({"email": email, "password": password()?}).to_string();
-    let answer = connection
-        .call(&Call::post("/api/signin", None, body.into_bytes()))
-        .await
-        .map_err(|fault| anyhow::anyhow!("signing in failed ({fault:?}): {}", fault.advice()))?;
-    if let Some(fault) = Fault::of_status(answer.status) {
-        bail!(
-            "signing in as {email} was answered {}: {}",
-            answer.status,
-            fault.advice()
-        );
-    }
-    let tokens: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    Ok(tokens["access_token"]
-        .as_str()
-        .context("signing in gave no access token; is --url a Fechatter gateway?")?
-        .to_owned())
 }
 
 async fn stage(setting: &Setting, args: &Args, via: Via) -> anyhow::Result<Stage> {
+    let chats = usize::try_from(args.chats)?;
     if args.elsewhere.url.is_some() {
-        Stage::elsewhere(&args.elsewhere, args.chats).await
+        Stage::elsewhere(&args.elsewhere, chats).await
     } else {
-        Stage::of_our_own(setting, args.chats, via)
+        Stage::of_our_own(setting, chats, via)
     }
 }
 
@@ -260,61 +87,36 @@ fn begin(mode: &str, setting: &Setting, args: &Args, stage: &mut Stage, machine:
     report
 }
 
-/// A first request that every connection makes: it must succeed, or nothing will.
-fn first_look(stage: &Stage) -> Work {
-    let (path, token) = &stage.chats[0];
-    Work {
-        method: Method::GET,
-        path: format!("{path}?limit=1").into(),
-        token: Arc::clone(token),
-        body: None,
-    }
-}
-
 /// From due to answered: accepted and committed.
 pub async fn send(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let mut stage = stage(setting, args, args.via).await?;
     let mut report = begin("send", setting, args, &mut stage, machine);
     report.set("via", format!("{:?}", args.via).to_lowercase());
-    let mut workers = Workers::open(&stage.send_to, setting.connections, &first_look(&stage)).await?;
-    for rate in &args.rate {
-        let rate = f64::from(*rate);
-        let job = Arc::new(Sender {
-            chats: stage.chats.clone(),
-            ledger: None,
-            first: 0,
-        });
-        let load = |length| Load {
-            rate: Some(rate),
-            length,
-        };
-        let warm = workers
-            .run("warm-up", load(setting.warmup), job.clone(), Arc::default())
-            .await?;
-        drop(warm);
-        let meter = Meter::start(&stage.watched())?;
-        let counters = Arc::<Counters>::default();
-        let started = Instant::now();
-        let outcomes = workers.run("send", load(setting.length), job, counters).await?;
-        let length = started.elapsed().max(setting.length);
-        let name = format!("send {rate}/s");
-        let series = Series::new(&name, Some(rate), length, &outcomes, Some(meter.stop()?));
+    let mut talk = stage.talk(setting.connections).await?;
+    for rate in args.rates() {
+        let series = talk.send(&format!("send {rate}/s"), f64::from(rate), setting).await?;
         judge_send(&mut report, rate, &series);
         report.series.push(series);
         if is_stopped() {
             report.partial = Some("interrupted".to_owned());
-            break;
+            return Ok(report);
         }
+    }
+    drop((talk, stage));
+    if args.beside.peers {
+        send_beside(setting, args, &mut report)
+            .await
+            .context("measuring Synapse failed")?;
     }
     Ok(report)
 }
 
-fn judge_send(report: &mut Report, rate: f64, series: &Series) {
-    if rate >= 5_000.0 {
+fn judge_send(report: &mut Report, rate: u32, series: &Series) {
+    if rate >= 5_000 {
         report.at_least("durable messages accepted", series.done_per_second, 4_900.0, "/s");
         report.at_most("p99 at 5,000/s", series.p99_ms, 25.0, "ms");
-    } else if rate >= 1_000.0 {
+    } else if rate >= 1_000 {
         report.at_most("p99 at 1,000/s", series.p99_ms, 10.0, "ms");
     }
     report.at_most(&format!("errors at {rate}/s"), to_float(series.error_count()), 0.0, "");
@@ -325,92 +127,119 @@ pub(crate) fn to_float(count: u64) -> f64 {
     count as f64
 }
 
+/// Room for all messages of these rates.
+fn ledger(setting: &Setting, rates: &[u32]) -> anyhow::Result<Arc<Ledger>> {
+    let seconds = (setting.length + setting.warmup).as_secs() + 2;
+    let messages: u64 = rates.iter().map(|rate| u64::from(*rate) * 2 * seconds).sum();
+    Ok(Arc::new(Ledger::new(
+        usize::try_from(messages).context("too many messages")? + 10_000,
+    )))
+}
+
 /// From due to the receiver's screen, through gateway, outbox, JetStream, notify_service and gateway again.
 pub async fn deliver(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let mut stage = stage(setting, args, Via::Gateway).await?;
     let mut report = begin("deliver", setting, args, &mut stage, machine);
-    let longest = args.rate.iter().copied().max().unwrap_or(1);
-    let seconds = (setting.length + setting.warmup).as_secs() + 2;
-    let room = usize::try_from(u64::from(longest) * 2 * seconds).context("too many messages")? * args.rate.len();
-    let ledger = Arc::new(Ledger::new(room + 10_000));
+    let ledger = ledger(setting, &args.rates())?;
     let counters = Arc::<Counters>::default();
-    let watch = Arc::new(Receiver {
-        ledger: Arc::clone(&ledger),
-        counters: Arc::clone(&counters),
-    });
     say(&format!("opening {} streams", stage.receivers.len()));
     let receivers = stage.receivers.iter().enumerate().map(|(number, token)| Screen {
         number,
         token: Arc::clone(token),
         cursor: None,
     });
+    let watch = Arc::new(Receiver::new(&ledger, &counters));
     let mut screens = Screens::open(&stage.see_at, "/events", receivers.collect(), watch).await?;
-    let mut workers = Workers::open(&stage.send_to, setting.connections, &first_look(&stage)).await?;
-    let mut first = 0;
-    for rate in &args.rate {
-        let rate = f64::from(*rate);
-        // A receiver of a ledger of its own for each rate would need streams of its own; numbers tell the runs apart.
-        let run = |first| {
-            Arc::new(Sender {
-                chats: stage.chats.clone(),
-                ledger: Some(Arc::clone(&ledger)),
-                first,
-            })
-        };
-        let load = |length| Load {
-            rate: Some(rate),
-            length,
-        };
-        let warm = workers
-            .run("warm-up", load(setting.warmup), run(first), Arc::default())
+    let mut talk = stage.talk(setting.connections).await?;
+    for rate in args.rates() {
+        let name = format!("deliver {rate}/s");
+        let delivered = talk
+            .deliver(&name, f64::from(rate), setting, &ledger, &counters)
             .await?;
-        first += warm.count() + warm.error_count();
-        settle(&ledger, 0..first, Duration::from_secs(5)).await;
-        let before = ledger.latencies();
-        let meter = Meter::start(&stage.watched())?;
-        let started = Instant::now();
-        let sent = workers
-            .run("deliver", load(setting.length), run(first), Arc::clone(&counters))
-            .await?;
-        let length = started.elapsed().max(setting.length);
-        let numbers = first..first + sent.count() + sent.error_count();
-        first = numbers.end;
-        settle(&ledger, numbers.clone(), SETTLE).await;
-        let cpu = meter.stop()?;
-        let mut arrived = ledger.latencies();
-        arrived.subtract(&before);
-        let seen: Vec<u32> = numbers.clone().map(|number| ledger.times_seen(number)).collect();
-        let missing = seen.iter().filter(|times| **times == 0).count() as u64;
-        let lost = missing.saturating_sub(sent.error_count());
-        let doubled = seen.iter().filter(|times| **times > 1).count() as u64;
-        let series = Series::new(&format!("deliver {rate}/s"), Some(rate), length, &arrived, Some(cpu));
-        if rate >= 5_000.0 {
-            report.at_most("p99 at 5,000/s", series.p99_ms, 50.0, "ms");
-        } else if rate >= 1_000.0 {
-            report.at_most("p99 at 1,000/s", series.p99_ms, 20.0, "ms");
-        }
-        report.at_most(&format!("lost at {rate}/s"), to_float(lost), 0.0, "");
-        report.at_most(&format!("doubled at {rate}/s"), to_float(doubled), 0.0, "");
-        report.series.push(series);
-        let accepted = Series::new(&format!("accepted {rate}/s"), Some(rate), length, &sent, None);
-        report.series.push(accepted);
+        judge_delivery(&mut report, rate, &delivered);
+        report.series.extend([delivered.arrived, delivered.accepted]);
         if is_stopped() {
             report.partial = Some("interrupted".to_owned());
-            break;
+            return Ok(report);
         }
     }
     if screens.ended() > 0 {
         report.partial = Some(format!("{} streams ended while measuring", screens.ended()));
     }
     screens.close();
+    drop((screens, talk, stage));
+    if args.beside.peers {
+        deliver_beside(setting, args, &mut report)
+            .await
+            .context("measuring Synapse failed")?;
+    }
     Ok(report)
 }
 
-/// Waits until all of these messages were seen, or for as long as they may take.
-async fn settle(ledger: &Ledger, numbers: std::ops::Range<u64>, bound: Duration) {
-    until(bound, || {
-        numbers.clone().rev().all(|number| ledger.times_seen(number) > 0)
-    })
-    .await;
+fn judge_delivery(report: &mut Report, rate: u32, delivered: &Delivered) {
+    let p99 = delivered.arrived.p99_ms;
+    if rate >= 5_000 {
+        report.at_most("p99 at 5,000/s", p99, 50.0, "ms");
+    } else if rate >= 1_000 {
+        report.at_most("p99 at 1,000/s", p99, 20.0, "ms");
+    }
+    report.at_most(&format!("lost at {rate}/s"), to_float(delivered.lost), 0.0, "");
+    report.at_most(&format!("doubled at {rate}/s"), to_float(delivered.doubled), 0.0, "");
+    // A message that was refused is not lost, but nobody sees it.
+    let refused = delivered.accepted.error_count();
+    report.at_most(&format!("errors at {rate}/s"), to_float(refused), 0.0, "");
+}
+
+/// Ours at a rate, and the peer's name for what was done at it.
+fn compare(report: &mut Report, rate: u32, ours: &str, theirs: &Series) -> anyhow::Result<()> {
+    let Some(ours) = report.series.iter().find(|series| series.name == ours).cloned() else {
+        bail!("nothing of ours was measured at {rate}/s");
+    };
+    report.compare("synapse", &format!("{rate}/s"), &ours, theirs);
+    Ok(())
+}
+
+async fn send_beside(setting: &Setting, args: &Args, report: &mut Report) -> anyhow::Result<()> {
+    let peer = Synapse::start()?;
+    peer.describe(report);
+    let rooms = peer.settle(usize::try_from(args.beside.peer_chats)?).await?;
+    let mut talk = peer.talk(&rooms, setting.connections).await?;
+    for rate in args.peer_rates() {
+        let theirs = talk
+            .send(&format!("synapse send {rate}/s"), f64::from(rate), setting)
+            .await?;
+        compare(report, rate, &format!("send {rate}/s"), &theirs)?;
+        report.series.push(theirs);
+        if is_stopped() {
+            report.partial = Some("interrupted".to_owned());
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn deliver_beside(setting: &Setting, args: &Args, report: &mut Report) -> anyhow::Result<()> {
+    let peer = Synapse::start()?;
+    peer.describe(report);
+    let rooms = peer.settle(usize::try_from(args.beside.peer_chats)?).await?;
+    let ledger = ledger(setting, &args.peer_rates())?;
+    let counters = Arc::<Counters>::default();
+    let syncs = synapse::Syncs::open(&peer.address(), &rooms.receivers, &ledger, &counters).await?;
+    let mut talk = peer.talk(&rooms, setting.connections).await?;
+    for rate in args.peer_rates() {
+        let name = format!("synapse deliver {rate}/s");
+        let theirs = talk
+            .deliver(&name, f64::from(rate), setting, &ledger, &counters)
+            .await?;
+        compare(report, rate, &format!("deliver {rate}/s"), &theirs.arrived)?;
+        report.figure(&format!("synapse_not_delivered_at_{rate}"), to_float(theirs.lost));
+        report.series.extend([theirs.arrived, theirs.accepted]);
+        if is_stopped() {
+            report.partial = Some("interrupted".to_owned());
+            break;
+        }
+    }
+    report.figure("synapse_syncs_that_failed", to_float(syncs.failed()));
+    Ok(())
 }

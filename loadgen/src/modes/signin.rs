@@ -6,13 +6,14 @@ use std::time::Instant;
 use http::Method;
 use serde_json::json;
 
-use super::messages::{Sender, to_float};
+use super::messages::to_float;
 use super::{Meter, Setting};
 use crate::arrivals::Arrival;
 use crate::machine::{self, Machine};
 use crate::population::{PASSWORD, Population};
 use crate::progress::{Counters, is_stopped, say};
 use crate::report::{Report, Series};
+use crate::talk::{self, Sender};
 use crate::target::Target;
 use crate::workers::{Job, Load, Work, Workers};
 
@@ -71,6 +72,7 @@ pub async fn signin(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
                 )
             })
             .collect(),
+        wording: talk::wording,
         ledger: None,
         first: 0,
     });

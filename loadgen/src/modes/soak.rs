@@ -1,21 +1,25 @@
-//! `soak`: clients come and go for a long time, some vanish without closing; memory and streams must stay flat.
+//! `soak`: clients come and go for a long time, some without a word; memory and streams must stay flat.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::messages::{Receiver, Sender, to_float};
+use super::messages::to_float;
 use super::{Meter, Setting, until};
-use crate::ledger::Ledger;
+use crate::client::{Address, Leave};
 use crate::limits;
 use crate::machine::{self, Machine};
+use crate::outcome::Outcomes;
 use crate::population::Population;
-use crate::progress::{Counters, is_stopped};
+use crate::progress::{Counters, is_stopped, say};
 use crate::report::{Report, Series};
-use crate::screens::{Screen, Screens};
+use crate::screens::{Frame, Screen, Screens, Watch};
+use crate::talk::{self, Sender};
 use crate::target::Target;
 use crate::workers::{Load, Work, Workers};
 
@@ -26,10 +30,10 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_080))]
     pub minutes: u64,
     /// Streams that are open at a time.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..=20_000))]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(20..=20_000))]
     pub streams: u32,
     /// Messages per second.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: u32,
 }
 
@@ -37,16 +41,69 @@ pub struct Args {
 const GROUP: usize = 20;
 /// Memory may differ by this much between the second fifth and the last: caches fill, allocators keep pages.
 const FLAT: f64 = 1.10;
+/// How long senders use their tokens, which live an hour.
+const TOKEN: Duration = Duration::from_mins(30);
+/// Who vanished is missed at the next heartbeat, which is 25 s away at most.
+const MISSED: Duration = Duration::from_mins(1);
+/// How groups leave, one after the other.
+const LEAVES: [Leave; 5] = [Leave::Close, Leave::Vanish, Leave::Close, Leave::Reset, Leave::Close];
+
+/// Counts what arrives.
+struct Counting(Arc<Counters>);
+
+impl Watch for Counting {
+    fn frame(&self, _: usize, frame: &Frame<'_>, _: Instant) {
+        if frame.kind == b"message.created" {
+            self.0.delivered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Pairs of people, the first of each a sender.
+struct Pairs {
+    population: Population,
+    chats: Vec<i64>,
+}
+
+impl Pairs {
+    /// The senders with tokens that are new.
+    fn sender(&self, first: u64) -> anyhow::Result<Sender> {
+        let chats = self.chats.iter().enumerate().map(|(number, chat)| {
+            let path = format!("/api/chat/{chat}/messages").into();
+            Ok((path, self.population.token(number * 2)?))
+        });
+        Ok(Sender {
+            chats: chats.collect::<anyhow::Result<_>>()?,
+            wording: talk::wording,
+            ledger: None,
+            first,
+        })
+    }
+
+    /// Some of the receivers, by chance, with tokens that are new.
+    fn group(&self, rng: &mut StdRng) -> anyhow::Result<Vec<Screen>> {
+        let screen = |_| {
+            let number = rng.random_range(0..self.chats.len());
+            Ok(Screen {
+                number,
+                token: self.population.token(number * 2 + 1)?,
+                cursor: None,
+            })
+        };
+        (0..GROUP).map(screen).collect()
+    }
+}
 
 /// Memory over time, streams left at the end, errors.
 pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let streams = args.streams as usize;
-    limits::require_descriptors(u64::from(args.streams) * 2, 2, "streams that come and go")?;
+    limits::require_descriptors(u64::from(args.streams) * 2, 2, "--streams", "streams that come and go")?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, streams * 2)?;
     let groups: Vec<Vec<usize>> = (0..streams).map(|pair| vec![pair * 2, pair * 2 + 1]).collect();
     let chats = population.chats(&groups)?;
+    let pairs = Arc::new(Pairs { population, chats });
     let mut report = Report::new("soak", machine);
     report.durability = machine::durability(&mut target.platform, &target.data);
     report.set("minutes", args.minutes);
@@ -56,103 +113,198 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let address = target.gateway()?;
     let length = Duration::from_secs(args.minutes * 60);
     let counters = Arc::<Counters>::default();
-    let room = usize::try_from(u64::from(args.rate) * 2 * length.as_secs())? + 10_000;
-    let ledger = Arc::new(Ledger::new(room));
-    let watch = Arc::new(Receiver {
-        ledger: Arc::clone(&ledger),
-        counters: Arc::clone(&counters),
-    });
-    let sender = Arc::new(Sender {
-        chats: chats
-            .iter()
-            .enumerate()
-            .map(|(number, chat)| {
-                (
-                    format!("/api/chat/{chat}/messages").into(),
-                    population.people[number * 2].token.as_str().into(),
-                )
-            })
-            .collect(),
-        ledger: Some(ledger),
-        first: 0,
-    });
     let look = Work {
         method: http::Method::GET,
         path: "/api/me".into(),
-        token: population.people[0].token.as_str().into(),
+        token: pairs.population.token(0)?,
         body: None,
     };
-    let mut workers = Workers::open(&address, setting.connections.min(16), &look).await?;
+    let workers = Workers::open(&address, setting.connections.min(16), &look).await?;
     let watched = target.watched();
     let meter = Meter::start(&watched)?;
     let rate = f64::from(args.rate);
-    let talk = {
+    let talking = tokio::spawn(talk_on(
+        workers,
+        Arc::clone(&pairs),
+        rate,
+        length,
+        Arc::clone(&counters),
+    ));
+    let visits = Visits {
+        pairs: &pairs,
+        address: address.holding_sockets(),
+        at_a_time: streams / GROUP,
+        meter: &meter,
+        counters: Arc::clone(&counters),
+    };
+    let visited = visits.run(length).await?;
+    let took = visited.took;
+    let outcomes = talking.await.context("the senders failed")??;
+    let series = Series::new("messages", Some(rate), took, &outcomes, Some(meter.stop()?));
+    judge(&mut report, &target, &visited, &series).await;
+    report.figure("messages_seen", to_float(counters.delivered.load(Ordering::Relaxed)));
+    report.series.push(series);
+    if is_stopped() {
+        report.partial = Some("interrupted".to_owned());
+    }
+    Ok(report)
+}
+
+/// Messages at a steady rate, with new tokens now and then.
+async fn talk_on(
+    mut workers: Workers,
+    pairs: Arc<Pairs>,
+    rate: f64,
+    length: Duration,
+    counters: Arc<Counters>,
+) -> anyhow::Result<Outcomes> {
+    let end = Instant::now() + length;
+    let mut all = Outcomes::new();
+    while !is_stopped() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        let sender = Arc::new(pairs.sender(all.count() + all.error_count())?);
         let load = Load {
             rate: Some(rate),
-            length,
+            length: left.min(TOKEN),
         };
-        let counters = Arc::clone(&counters);
-        tokio::spawn(async move { workers.run("soak", load, sender, counters).await })
-    };
-    let started = Instant::now();
-    let mut rng = StdRng::seed_from_u64(1);
-    let mut open: VecDeque<Screens> = VecDeque::new();
-    let mut memory: Vec<(f64, Vec<(String, f64)>)> = Vec::new();
-    let (mut refused, mut came) = (0_u64, 0_u64);
-    while started.elapsed() < length && !is_stopped() {
-        let list = (0..GROUP).map(|_| {
-            let number = rng.random_range(0..streams);
-            Screen {
-                number,
-                token: population.people[number * 2 + 1].token.as_str().into(),
-                cursor: None,
-            }
-        });
-        came += GROUP as u64;
-        match Screens::open(&address, "/events", list.collect(), watch.clone()).await {
-            Ok(screens) => open.push_back(screens),
-            Err(_) => refused += 1,
-        }
-        while open.len() > streams / GROUP {
-            // Dropped: closed without a word, in the middle of whatever comes.
-            open.pop_front();
-        }
-        if memory.len() < usize::try_from(started.elapsed().as_secs() / 5)? {
-            let used = meter.stop()?.processes;
-            let sizes = used.into_iter().map(|usage| (usage.name, usage.memory_mib)).collect();
-            memory.push((started.elapsed().as_secs_f64(), sizes));
-        }
-        until(Duration::from_millis(200), || false).await;
+        all.add(&workers.run("soak", load, sender, Arc::clone(&counters)).await?);
     }
-    let outcomes = talk.await??;
-    let took = started.elapsed();
-    let ended: u64 = open.iter().map(Screens::ended).sum();
-    drop(open);
-    let admin = target.platform.ports().gateway_admin;
-    let streams_left = || metric(admin, "gateway_streams");
-    until(Duration::from_secs(40), || streams_left() == Some(0.0)).await;
-    report.figure("streams_that_came", to_float(came));
-    report.figure("groups_refused", to_float(refused));
-    report.figure("streams_that_ended_by_themselves", to_float(ended));
-    report.at_most(
-        "streams left in the gateway",
-        streams_left().unwrap_or(f64::INFINITY),
-        0.0,
-        "",
-    );
-    let series = Series::new("messages", Some(rate), took, &outcomes, Some(meter.stop()?));
-    report.at_most("errors", to_float(series.error_count() + refused), 0.0, "");
-    report.series.push(series);
+    Ok(all)
+}
+
+/// Those who come and go.
+struct Visits<'a> {
+    pairs: &'a Pairs,
+    address: Address,
+    /// Groups that are there at a time.
+    at_a_time: usize,
+    meter: &'a Meter,
+    counters: Arc<Counters>,
+}
+
+/// What became of them.
+#[derive(Default)]
+struct Visited {
+    took: Duration,
+    came: u64,
+    closed: u64,
+    reset: u64,
+    vanished: u64,
+    /// Groups that were not let in, and why the last one was not.
+    refused: u64,
+    reason: Option<String>,
+    /// Streams that ended without being left.
+    ended: u64,
+    /// MiB of each process, and when.
+    memory: Vec<(f64, Vec<(String, f64)>)>,
+}
+
+impl Visits<'_> {
+    async fn run(&self, length: Duration) -> anyhow::Result<Visited> {
+        let mut rng = StdRng::seed_from_u64(1);
+        let watch = Arc::new(Counting(Arc::clone(&self.counters)));
+        let mut open: VecDeque<Screens> = VecDeque::new();
+        let mut visited = Visited::default();
+        let mut leaves = LEAVES.into_iter().cycle();
+        let started = Instant::now();
+        while started.elapsed() < length && !is_stopped() {
+            let group = self.pairs.group(&mut rng)?;
+            visited.came += GROUP as u64;
+            match Screens::open(&self.address, "/events", group, watch.clone()).await {
+                Ok(screens) => open.push_back(screens),
+                Err(error) => {
+                    visited.refused += 1;
+                    visited.reason = Some(format!("{error:#}"));
+                }
+            }
+            while open.len() > self.at_a_time
+                && let Some(oldest) = open.pop_front()
+            {
+                visited.part(oldest, leaves.next().unwrap_or(Leave::Close));
+            }
+            if visited.memory.len() < usize::try_from(started.elapsed().as_secs() / 5)? {
+                let used = self.meter.stop()?.processes;
+                let sizes = used.into_iter().map(|usage| (usage.name, usage.memory_mib)).collect();
+                visited.memory.push((started.elapsed().as_secs_f64(), sizes));
+            }
+            until(Duration::from_millis(200), || false).await;
+        }
+        visited.took = started.elapsed();
+        for (screens, how) in open.into_iter().zip(leaves) {
+            visited.part(screens, how);
+        }
+        Ok(visited)
+    }
+}
+
+impl Visited {
+    /// A group leaves, in the middle of whatever comes.
+    fn part(&mut self, mut screens: Screens, how: Leave) {
+        self.ended += screens.ended();
+        let closed = screens.leave(how) as u64;
+        let left = GROUP as u64 - closed;
+        self.closed += closed;
+        match how {
+            Leave::Close => self.closed += left,
+            Leave::Reset => self.reset += left,
+            Leave::Vanish => self.vanished += left,
+        }
+    }
+
+    /// Mean MiB of a process in a part of the time, given as shares of it.
+    fn memory_of(&self, name: &str, from: f64, to: f64) -> f64 {
+        let sizes: Vec<f64> = self
+            .memory
+            .iter()
+            .filter(|(at, _)| (from..=to).contains(&(at / self.took.as_secs_f64())))
+            .flat_map(|(_, sizes)| sizes.iter().filter(|(of, _)| of == name).map(|(_, size)| *size))
+            .collect();
+        sizes.iter().sum::<f64>() / f64::from(u32::try_from(sizes.len().max(1)).unwrap_or(1))
+    }
+}
+
+async fn judge(report: &mut Report, target: &Target, visited: &Visited, series: &Series) {
+    say("waiting until the servers miss those who vanished");
+    let ports = target.platform.ports();
+    for (who, admin, name) in [
+        ("gateway", ports.gateway_admin, "gateway_streams"),
+        ("notify_service", ports.notify_admin, "notify_streams"),
+    ] {
+        let left = || metric(admin, name);
+        until(MISSED, || left() == Some(0.0)).await;
+        // Nothing known is not nothing left.
+        report.at_most(
+            &format!("streams left in {who}"),
+            left().unwrap_or(f64::INFINITY),
+            0.0,
+            "",
+        );
+    }
+    for (name, count) in [
+        ("streams_that_came", visited.came),
+        ("streams_closed", visited.closed),
+        ("streams_reset", visited.reset),
+        ("streams_that_vanished", visited.vanished),
+    ] {
+        report.figure(name, to_float(count));
+    }
+    if visited.vanished == 0 {
+        report.set(
+            "vanishing",
+            "not done: to leave without a word takes CAP_NET_ADMIN; those streams were closed",
+        );
+    }
+    if let Some(reason) = &visited.reason {
+        report.set("refused", reason);
+    }
+    report.at_most("groups refused", to_float(visited.refused), 0.0, "");
+    report.at_most("streams ended by the server", to_float(visited.ended), 0.0, "");
+    report.at_most("errors of messages", to_float(series.error_count()), 0.0, "");
     for name in ["gateway", "notify_service", "chat_service", "indexer"] {
-        let of = |from: f64, to: f64| -> f64 {
-            let sizes: Vec<f64> = memory
-                .iter()
-                .filter(|(at, _)| (from..=to).contains(&(at / took.as_secs_f64())))
-                .flat_map(|(_, sizes)| sizes.iter().filter(|(of, _)| of == name).map(|(_, size)| *size))
-                .collect();
-            sizes.iter().sum::<f64>() / f64::from(u32::try_from(sizes.len().max(1)).unwrap_or(1))
-        };
-        let (early, late) = (of(0.2, 0.4), of(0.8, 1.0));
+        let (early, late) = (visited.memory_of(name, 0.2, 0.4), visited.memory_of(name, 0.8, 1.0));
         report.figure(&format!("{name}_mib_early"), early);
         report.figure(&format!("{name}_mib_late"), late);
         report.at_most(
@@ -162,10 +314,6 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
             "",
         );
     }
-    if is_stopped() {
-        report.partial = Some("interrupted".to_owned());
-    }
-    Ok(report)
 }
 
 /// Sum of a metric's samples on an admin listener.

@@ -79,7 +79,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let clients = args.clients as usize;
     let members = (args.members as usize).min(clients);
-    limits::require_descriptors(u64::from(args.clients), 2, "a client each")?;
+    limits::require_descriptors(u64::from(args.clients), 2, "--clients", "a client each")?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, clients)?;
     let groups: Vec<Vec<usize>> = (0..clients)

@@ -1,7 +1,9 @@
-//! Other software that does the same job, from Debian's packages, and the upstream that they all have.
+//! Other software that does the same job, and the upstream of the proxies.
 
 pub mod haproxy;
+pub mod nchan;
 pub mod nginx;
+pub mod synapse;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
