@@ -200,6 +200,8 @@ pub struct Upstreams {
     pub read_timeout_ms: u64,
     /// The same on streams; longer than the heartbeat of notify_service (25 s), 1,000 to 3,600,000 ms.
     pub stream_read_timeout_ms: u64,
+    /// Event streams that share a connection to an upstream, by HTTP/2, 1 to 200; 0: each has its own, by HTTP/1.1.
+    pub streams_per_connection: u32,
     /// How long an unused connection is kept, 1 to 3,600 seconds.
     pub idle_seconds: u64,
     /// Unused connections kept in all, 0 to 100,000.
@@ -242,6 +244,7 @@ impl Default for Upstreams {
             connect_timeout_ms: 1_000,
             read_timeout_ms: 30_000,
             stream_read_timeout_ms: 60_000,
+            streams_per_connection: 100,
             idle_seconds: 50,
             idle_connections: 1_024,
             requests_max: 1_024,

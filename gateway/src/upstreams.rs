@@ -19,6 +19,9 @@ use crate::endpoint::{Endpoint, Resilience};
 use crate::retry_budget::RetryBudget;
 use crate::routes::{Class, Group};
 
+/// Bytes of one event stream that an upstream may send ahead of the client.
+const STREAM_WINDOW: u32 = 64 * 1_024;
+
 /// Whether `text` is `host:port`.
 pub fn is_authority(text: &str) -> bool {
     let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
@@ -173,6 +176,15 @@ impl Upstreams {
         } else {
             HttpUpstreamRequestPolicy::deny_upgrades()
         };
+        let shared_by = settings.streams_per_connection;
+        if is_stream && shared_by > 0 {
+            options.set_http_version(2, 2);
+            options.max_h2_streams = usize::try_from(shared_by).unwrap_or(usize::MAX);
+            // Clients that do not read fill their own windows; all of them together do not fill the connection's, or they would hold up
+            // those who do.
+            options.h2_stream_window_size = Some(STREAM_WINDOW);
+            options.h2_connection_window_size = Some(STREAM_WINDOW.saturating_mul(shared_by));
+        }
         peer
     }
 

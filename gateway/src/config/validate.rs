@@ -114,6 +114,12 @@ impl Config {
             1_000,
             3_600_000,
         );
+        faults.range(
+            "upstreams.streams_per_connection",
+            upstreams.streams_per_connection,
+            0,
+            200,
+        );
         faults.range("upstreams.idle_seconds", upstreams.idle_seconds, 1, 3_600);
         faults.range("upstreams.idle_connections", upstreams.idle_connections, 0, 100_000);
         faults.range("upstreams.requests_max", upstreams.requests_max, 1, 1_000_000);

@@ -12,6 +12,7 @@ mod drain;
 mod framing;
 mod http2;
 mod limits;
+mod multiplexing;
 mod reload;
 mod revocation;
 mod routes;

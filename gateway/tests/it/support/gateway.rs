@@ -68,6 +68,8 @@ impl Gateway {
             ("UPSTREAMS__NOTIFY", addresses.clone()),
             ("UPSTREAMS__INDEXER", addresses),
             ("UPSTREAMS__HEALTH_INTERVAL_MS", "200".to_owned()),
+            // The upstreams that record every byte speak HTTP/1.1 alone.
+            ("UPSTREAMS__STREAMS_PER_CONNECTION", "0".to_owned()),
             (
                 "AUTH__JWKS_URL",
                 format!("http://{}/.well-known/jwks.json", issuer.server.address),
