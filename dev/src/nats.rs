@@ -73,6 +73,11 @@ impl Server {
         self.process.id()
     }
 
+    /// How long what JetStream acknowledged may be missing on the disk, as its configuration says it.
+    pub const fn sync_interval(&self) -> &'static str {
+        if self.options.sync_always { "always" } else { "2m" }
+    }
+
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.options.port)
     }

@@ -5,17 +5,20 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Descriptors that a process needs besides its connections.
 const SPARE: u64 = 256;
+/// Streams that share a connection of the gateway to notify_service, or fewer than do.
+const SHARED: u64 = 64;
 
-/// Makes room for this many descriptors per connection in this process and those it starts, or says what stands in the way
-/// and what to give `option` instead.
-pub fn require_descriptors(connections: u64, per_connection: u64, option: &str, what: &str) -> anyhow::Result<()> {
+/// Makes room for this many connections in this process and in each of those it starts, or says what stands in the way and
+/// what to give `option` instead.
+pub fn require_descriptors(connections: u64, option: &str, what: &str) -> anyhow::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of file descriptors")?;
-    let needed = connections * per_connection + SPARE;
+    // The gateway has one connection to a client, and one to a server for a hundred of them.
+    let needed = connections + connections / SHARED + SPARE;
     if needed > hard {
         bail!(
             "{what} takes {needed} file descriptors in one process and {hard} is the most allowed here; use at most \
              {option} {}, or raise the hard limit: as root `ulimit -Hn {needed}`, or LimitNOFILE= of the unit",
-            hard.saturating_sub(SPARE) / per_connection
+            hard.saturating_sub(SPARE) * SHARED / (SHARED + 1)
         );
     }
     if needed > soft {
@@ -48,8 +51,8 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_said_with_the_limit_and_the_way_out() {
-        require_descriptors(10, 1, "--streams", "a test").unwrap();
-        let error = require_descriptors(1 << 40, 2, "--clients", "a test")
+        require_descriptors(10, "--streams", "a test").unwrap();
+        let error = require_descriptors(1 << 40, "--clients", "a test")
             .unwrap_err()
             .to_string();
         let hard = getrlimit(Resource::RLIMIT_NOFILE).unwrap().1;

@@ -55,7 +55,12 @@ pub fn durability(platform: &mut Platform, data: &Path) -> Vec<String> {
         .map(|server| durability_of(server))
         .unwrap_or_default();
     // The events can be made again from the outbox, so that is how the launcher and the charts run NATS.
-    settings.push("nats.jetstream.sync_interval=2m (storage=file)".to_owned());
+    if let Some(server) = platform.nats() {
+        settings.push(format!(
+            "nats.jetstream.sync_interval={} (storage=file)",
+            server.sync_interval()
+        ));
+    }
     settings.push(format!("data.filesystem={}", filesystem(data)));
     settings
 }

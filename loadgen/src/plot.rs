@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use plotters::prelude::*;
 
-use crate::report::Report;
+use crate::report::{Report, Trend};
 
 const SIZE: (u32, u32) = (900, 520);
 
@@ -12,6 +12,49 @@ pub fn latency(report: &Report) -> anyhow::Result<String> {
     let mut svg = String::new();
     draw(report, &mut svg).map_err(|error| anyhow!("cannot draw: {error}"))?;
     Ok(svg)
+}
+
+/// The lines of a trend, from zero.
+pub fn trend(report: &Report, trend: &Trend) -> anyhow::Result<String> {
+    let mut svg = String::new();
+    draw_trend(report, trend, &mut svg).map_err(|error| anyhow!("cannot draw: {error}"))?;
+    Ok(svg)
+}
+
+fn title(report: &Report) -> String {
+    match &report.partial {
+        Some(_) => format!("{} (partial)", report.mode),
+        None => report.mode.clone(),
+    }
+}
+
+fn draw_trend(report: &Report, trend: &Trend, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let points = || trend.lines.iter().flat_map(|(_, points)| points);
+    let right = points().map(|point| point.0).fold(1.0, f64::max);
+    let top = points().map(|point| point.1).fold(1.0, f64::max) * 1.2;
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title(report), ("sans-serif", 22))
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(64)
+        .build_cartesian_2d(0.0..right, 0.0..top)?;
+    chart.configure_mesh().x_desc(&trend.over).y_desc(&trend.of).draw()?;
+    for (number, (name, points)) in trend.lines.iter().enumerate() {
+        let colour = Palette99::pick(number).to_rgba();
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    root.present()?;
+    Ok(())
 }
 
 fn draw(report: &Report, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
@@ -36,12 +79,8 @@ fn draw(report: &Report, svg: &mut String) -> Result<(), Box<dyn std::error::Err
 
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let title = match &report.partial {
-        Some(_) => format!("{} (partial)", report.mode),
-        None => report.mode.clone(),
-    };
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 22))
+        .caption(title(report), ("sans-serif", 22))
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(64)

@@ -34,6 +34,17 @@ pub struct Report {
     pub figures: BTreeMap<String, f64>,
     pub goals: Vec<Goal>,
     pub comparisons: Vec<Comparison>,
+    /// What changed while it was measured.
+    pub trend: Option<Trend>,
+}
+
+/// Figures over something, as lines of a plot.
+#[derive(Debug, Clone, Serialize)]
+pub struct Trend {
+    /// What the axes are, with units.
+    pub over: String,
+    pub of: String,
+    pub lines: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 /// One kind of work under one load.
@@ -140,6 +151,7 @@ impl Report {
             figures: BTreeMap::new(),
             goals: Vec::new(),
             comparisons: Vec::new(),
+            trend: None,
         }
     }
 
@@ -343,7 +355,7 @@ impl Report {
         Ok(())
     }
 
-    /// Writes `MODE.json` and `MODE.svg` and returns their paths.
+    /// Writes `MODE.json`, `MODE.svg` (latencies) and `MODE-trend.svg`, as far as there is something to draw, and returns their paths.
     pub fn save(&self, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let json = folder.join(format!("{}.json", self.mode));
@@ -353,6 +365,12 @@ impl Report {
         if self.series.iter().any(|series| series.done > 0) {
             let svg = folder.join(format!("{}.svg", self.mode));
             std::fs::write(&svg, plot::latency(self)?).with_context(|| format!("cannot write {}", svg.display()))?;
+            written.push(svg);
+        }
+        if let Some(trend) = &self.trend {
+            let svg = folder.join(format!("{}-trend.svg", self.mode));
+            std::fs::write(&svg, plot::trend(self, trend)?)
+                .with_context(|| format!("cannot write {}", svg.display()))?;
             written.push(svg);
         }
         Ok(written)

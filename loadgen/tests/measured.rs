@@ -275,7 +275,7 @@ fn what_takes_more_descriptors_than_there_are_says_how_many_would_do() {
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
-        text.contains("use at most --members 372, or raise the hard limit"),
+        text.contains("use at most --members 732, or raise the hard limit"),
         "{text}"
     );
 }

@@ -9,7 +9,7 @@ use crate::machine::{self, Machine};
 use crate::population::Population;
 use crate::processes::Shares;
 use crate::progress::{is_stopped, say};
-use crate::report::Report;
+use crate::report::{Report, Trend};
 use crate::screens::{Frame, Screen, Screens, Watch};
 use crate::stage::Via;
 use crate::target::Target;
@@ -18,7 +18,7 @@ use crate::target::Target;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Streams, opened in steps.
-    #[arg(long, default_value_t = 9_500, value_parser = clap::value_parser!(u32).range(10..=200_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=200_000))]
     pub streams: u32,
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub steps: u32,
@@ -41,8 +41,7 @@ const BASE: usize = 200;
 pub async fn connections(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let streams = args.streams as usize;
-    let per_stream = if args.via == Via::Gateway { 2 } else { 1 };
-    limits::require_descriptors(u64::from(args.streams), per_stream, "--streams", "an idle stream each")?;
+    limits::require_descriptors(u64::from(args.streams), "--streams", "an idle stream each")?;
     limits::require_ports(u64::from(args.streams), u64::from(args.streams) / 20_000 + 1)?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, streams)?;
@@ -88,6 +87,7 @@ pub async fn connections(setting: &Setting, args: &Args) -> anyhow::Result<Repor
             }
         }
     }
+    report.trend = Some(trend(&points));
     say("looking at them doing nothing");
     let meter = Meter::start(&watched)?;
     let started = Instant::now();
@@ -126,6 +126,22 @@ pub async fn connections(setting: &Setting, args: &Args) -> anyhow::Result<Repor
         report.partial = Some(format!("{ended} streams ended while measuring"));
     }
     Ok(report)
+}
+
+/// Memory of the processes that hold streams, by how many they are.
+fn trend(points: &[(usize, Shares)]) -> Trend {
+    let line = |holder: &str| {
+        let point = |(count, shares): &(usize, Shares)| {
+            let count = u32::try_from(*count).ok()?;
+            Some((f64::from(count), shares.of(holder)?.memory_mib))
+        };
+        (holder.to_owned(), points.iter().filter_map(point).collect())
+    };
+    Trend {
+        over: "streams".to_owned(),
+        of: "MiB".to_owned(),
+        lines: HOLDERS.map(line).to_vec(),
+    }
 }
 
 /// Least squares.

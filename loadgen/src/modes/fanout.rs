@@ -29,7 +29,7 @@ use crate::workers::Work;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Members of the channel, each with a stream.
-    #[arg(long, alias = "streams", default_value_t = 9_500, value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    #[arg(long, alias = "streams", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     pub members: u32,
     /// Messages that are sent one at a time, each after the last one was everywhere.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -75,9 +75,7 @@ struct Outcome {
 pub async fn fanout(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let members = args.members as usize;
-    // The gateway has a connection to each side of a stream.
-    let per_stream = if args.via == Via::Gateway { 2 } else { 1 };
-    limits::require_descriptors(members as u64, per_stream, "--members", "a stream to each member")?;
+    limits::require_descriptors(members as u64, "--members", "a stream to each member")?;
     limits::require_ports(members as u64, members as u64 / 20_000 + 1)?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     say(&format!("making a channel of {members}"));

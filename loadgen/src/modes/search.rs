@@ -104,7 +104,12 @@ pub async fn search(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let admin = target.platform.ports().indexer_admin;
     let bound = Duration::from_secs(60 + args.messages / 500);
     let mut progress = Value::Null;
+    let mut said = Instant::now();
     let done = until(bound, || {
+        if said.elapsed() >= Duration::from_secs(5) {
+            said = Instant::now();
+            say(&format!("indexing: {progress}"));
+        }
         progress = dev::http::request(admin, "GET", "/reindex", None, None)
             .map(|answer| answer.json())
             .unwrap_or_default();

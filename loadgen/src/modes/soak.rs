@@ -17,7 +17,7 @@ use crate::machine::{self, Machine};
 use crate::outcome::Outcomes;
 use crate::population::Population;
 use crate::progress::{Counters, is_stopped, say};
-use crate::report::{Report, Series};
+use crate::report::{Report, Series, Trend};
 use crate::screens::{Frame, Screen, Screens, Watch};
 use crate::talk::{self, Sender};
 use crate::target::Target;
@@ -98,7 +98,7 @@ impl Pairs {
 pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let streams = args.streams as usize;
-    limits::require_descriptors(u64::from(args.streams) * 2, 2, "--streams", "streams that come and go")?;
+    limits::require_descriptors(u64::from(args.streams) * 2, "--streams", "streams that come and go")?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, streams * 2)?;
     let groups: Vec<Vec<usize>> = (0..streams).map(|pair| vec![pair * 2, pair * 2 + 1]).collect();
@@ -144,6 +144,7 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     judge(&mut report, &target, &visited, &series).await;
     report.figure("messages_seen", to_float(counters.delivered.load(Ordering::Relaxed)));
     report.series.push(series);
+    report.trend = Some(visited.trend());
     if is_stopped() {
         report.partial = Some("interrupted".to_owned());
     }
@@ -251,6 +252,25 @@ impl Visited {
             Leave::Close => self.closed += left,
             Leave::Reset => self.reset += left,
             Leave::Vanish => self.vanished += left,
+        }
+    }
+
+    /// Memory of the processes over time.
+    fn trend(&self) -> Trend {
+        let names = self
+            .memory
+            .first()
+            .map(|(_, sizes)| sizes.as_slice())
+            .unwrap_or_default();
+        let line = |(name, _): &(String, f64)| {
+            let size = |sizes: &[(String, f64)]| sizes.iter().find(|(of, _)| of == name).map(|(_, size)| *size);
+            let points = self.memory.iter().filter_map(|(at, sizes)| Some((*at, size(sizes)?)));
+            (name.clone(), points.collect())
+        };
+        Trend {
+            over: "seconds".to_owned(),
+            of: "MiB".to_owned(),
+            lines: names.iter().map(line).collect(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::client::{Call, Kept};
 use crate::limits;
 use crate::machine::{self, Machine};
 use crate::population::Population;
-use crate::progress::{Counters, is_stopped, say};
+use crate::progress::{Counters, Live, is_stopped, say};
 use crate::report::Report;
 use crate::screens::{self, Frame, Screen, Screens, Watch};
 use crate::target::Target;
@@ -79,7 +79,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let machine = Machine::read();
     let clients = args.clients as usize;
     let members = (args.members as usize).min(clients);
-    limits::require_descriptors(u64::from(args.clients), 2, "--clients", "a client each")?;
+    limits::require_descriptors(u64::from(args.clients), "--clients", "a client each")?;
     let mut target = Target::start(&setting.binaries, &[], &[])?;
     let population = Population::settle(&target.platform, &target.data, clients)?;
     let groups: Vec<Vec<usize>> = (0..clients)
@@ -123,7 +123,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let sent = Arc::new(AtomicU64::new(0));
     let over = Arc::new(AtomicBool::new(false));
     let talk = {
-        let (sent, over) = (Arc::clone(&sent), Arc::clone(&over));
+        let (sent, over, counters) = (Arc::clone(&sent), Arc::clone(&over), Arc::clone(&counters));
         let tokens: Vec<String> = groups
             .iter()
             .map(|group| population.people[group[0]].token.clone())
@@ -145,6 +145,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
                     bail!("sending failed ({fault:?}): {}", fault.advice());
                 }
                 sent.store(number + 1, Ordering::Relaxed);
+                counters.done.fetch_add(1, Ordering::Relaxed);
             }
             anyhow::Ok(())
         })
@@ -160,6 +161,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     if !until(bound, all_have).await {
         bail!("not every client got a first message within {} s", bound.as_secs());
     }
+    let live = Live::show("storm", Duration::from_secs(args.away) + SETTLE, Arc::clone(&counters));
     say("all vanish");
     open.close();
     until(Duration::from_secs(args.away), || false).await;
@@ -180,6 +182,7 @@ pub async fn storm(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let whole = began.elapsed();
     let reads = statements_since(&log, log_before)?;
     let cpu = meter.stop()?;
+    drop(live);
     over.store(true, Ordering::Relaxed);
     talk.await.context("the sender failed")??;
     let total = sent.load(Ordering::Relaxed);
