@@ -46,6 +46,12 @@ impl Target {
         dev::postgres::open_for_all(folder.path())?;
         let data = folder.path().to_owned();
         let mut all = gateway_environment();
+        // Nor do they write a line for each request.
+        let quiet = ["CHAT", "NOTIFY", "INDEXER"].map(|service| {
+            let name = format!("FECHATTER_{service}__LOG__FILTER");
+            (name, "info,request=off".to_owned())
+        });
+        all.extend(quiet);
         all.extend(
             env.iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
