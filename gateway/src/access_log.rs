@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::Method;
 use opentelemetry::KeyValue;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use crate::connection::Facts;
@@ -46,7 +47,7 @@ pub fn record(session: &Session, context: &mut RequestContext, failed: Option<&p
         total,
         failed,
     });
-    end_span(context, outcome);
+    end_span(context, outcome, request);
 }
 
 /// Records a request that was refused before it was one.
@@ -73,7 +74,7 @@ pub fn record_unparsed(identity: &Identity, status: u16, reason: &'static str, t
 }
 
 /// Ends the span of a request; that of a stream when it begins, since spans that last for hours are never looked at.
-pub fn end_span(context: &mut RequestContext, outcome: Outcome) {
+pub fn end_span(context: &mut RequestContext, outcome: Outcome, request: &RequestHeader) {
     let user = context.claims.as_ref().map(|claims| claims.user_id());
     let upstream = context.upstream.clone();
     let refused = context.refused;
@@ -87,12 +88,24 @@ pub fn end_span(context: &mut RequestContext, outcome: Outcome) {
             KeyValue::new("http.route", outcome.route),
             KeyValue::new("http.response.status_code", i64::from(outcome.status)),
             KeyValue::new("url.scheme", "https"),
+            // Never the query: tickets and searched words are in there.
+            KeyValue::new("url.path", request.uri.path().to_owned()),
+            KeyValue::new("network.protocol.version", outcome.version()),
             KeyValue::new("client.address", client.to_string()),
             KeyValue::new("request.id", request_id.to_str().unwrap_or_default().to_owned()),
         ];
         attributes.extend(user.map(|user| KeyValue::new("user.id", user.0.to_string())));
-        attributes.extend(upstream.map(|upstream| KeyValue::new("server.address", upstream.address.to_string())));
-        attributes.extend(refused.map(|reason| KeyValue::new("refused", reason)));
+        let agent = request
+            .headers
+            .get(http::header::USER_AGENT)
+            .and_then(|agent| agent.to_str().ok());
+        attributes.extend(agent.map(|agent| KeyValue::new("user_agent.original", agent.to_owned())));
+        if outcome.status >= 500 {
+            attributes.push(KeyValue::new("error.type", outcome.status.to_string()));
+        }
+        // `server.address` would be ours.
+        attributes.extend(upstream.map(|upstream| KeyValue::new("gateway.upstream", upstream.address.to_string())));
+        attributes.extend(refused.map(|reason| KeyValue::new("gateway.refused", reason)));
         attributes
     };
     identity.trace.end(

@@ -83,6 +83,13 @@ pub struct Outcome {
     pub http2: bool,
 }
 
+impl Outcome {
+    /// `network.protocol.version`.
+    pub const fn version(self) -> &'static str {
+        if self.http2 { "2" } else { "1.1" }
+    }
+}
+
 impl Metrics {
     /// Instruments of the process's meter; make them after telemetry is up.
     pub fn new() -> Self {
@@ -202,18 +209,18 @@ impl Metrics {
 
     /// A request whose answer's head has been sent after `duration`.
     pub fn request(&self, outcome: Outcome, duration: Duration) {
-        let version = if outcome.http2 { "2" } else { "1.1" };
         let mut attributes = [
             KeyValue::new("http.request.method", outcome.method),
             KeyValue::new("http.route", outcome.route),
             KeyValue::new("http.response.status_code", i64::from(outcome.status)),
-            KeyValue::new("network.protocol.version", version),
+            KeyValue::new("network.protocol.version", outcome.version()),
+            KeyValue::new("url.scheme", "https"),
             KeyValue::new("error.type", ""),
         ];
-        let mut used = 4;
+        let mut used = 5;
         if outcome.status >= 500 {
-            attributes[4] = KeyValue::new("error.type", outcome.status.to_string());
-            used = 5;
+            attributes[5] = KeyValue::new("error.type", outcome.status.to_string());
+            used = 6;
         }
         self.request_duration
             .record(duration.as_secs_f64(), &attributes[..used]);

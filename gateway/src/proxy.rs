@@ -314,7 +314,7 @@ impl ProxyHttp for Edge {
                 status: answer.status.as_u16(),
                 http2: session.as_downstream().is_http2(),
             };
-            access_log::end_span(context, outcome);
+            access_log::end_span(context, outcome, session.req_header());
         } else if let Some(route) = context.route {
             let settings = &context.policy.config.compression;
             context.compressing = Compressing::begin(settings, route, session.req_header(), answer)?;

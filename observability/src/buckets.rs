@@ -10,5 +10,5 @@ pub const DELIVERY_BUCKETS: [f64; 14] = [
 ];
 /// Life of a stream.
 pub const STREAM_LIFETIME_BUCKETS: [f64; 8] = [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0];
-/// Database conventions (`db.client.operation.duration`).
-pub const DATABASE_DURATION_BUCKETS: [f64; 9] = [0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
+/// Database conventions (`db.client.operation.duration`), and one bound more where most of our statements are.
+pub const DATABASE_DURATION_BUCKETS: [f64; 10] = [0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];

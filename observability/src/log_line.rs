@@ -88,20 +88,20 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: LayerContext<'_, S>) {
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
+        let mut carried = Fields::carried();
+        attributes.record(&mut carried);
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(Carried(fields.carried()));
+            span.extensions_mut().insert(Carried(carried.map));
         }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: LayerContext<'_, S>) {
-        let mut fields = Fields::default();
-        values.record(&mut fields);
+        let mut carried = Fields::carried();
+        values.record(&mut carried);
         if let Some(span) = context.span(id)
-            && let Some(carried) = span.extensions_mut().get_mut::<Carried>()
+            && let Some(before) = span.extensions_mut().get_mut::<Carried>()
         {
-            carried.0.extend(fields.carried());
+            before.0.extend(carried.map);
         }
     }
 
@@ -119,7 +119,7 @@ where
         let current = Context::current();
         let span = current.span();
         let ids = span.span_context();
-        let mut fields = fields.0;
+        let mut fields = fields.map;
         // What the `log` crate's records carry about themselves.
         let target = match fields.remove("log.target") {
             Some(Value::String(target)) => target,
@@ -152,45 +152,52 @@ where
     }
 }
 
+/// Takes fields as JSON has them.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct Fields {
+    map: Map<String, Value>,
+    /// Only those of [`CARRIED`]: every span of every request passes here.
+    carried_only: bool,
+}
 
 impl Fields {
-    fn carried(self) -> Map<String, Value> {
-        self.0
-            .into_iter()
-            .filter(|(name, _)| CARRIED.contains(&name.as_str()))
-            .collect()
+    fn carried() -> Self {
+        Self {
+            carried_only: true,
+            ..Self::default()
+        }
     }
 
-    fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.insert(field.name().to_owned(), value.into());
+    fn put<V: Into<Value>>(&mut self, field: &Field, value: impl FnOnce() -> V) {
+        if !self.carried_only || CARRIED.contains(&field.name()) {
+            self.map.insert(field.name().to_owned(), value().into());
+        }
     }
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.put(field, format!("{value:?}"));
+        self.put(field, || format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value);
+        self.put(field, || value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value);
+        self.put(field, || value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value);
+        self.put(field, || value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value);
+        self.put(field, || value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value);
+        self.put(field, || value);
     }
 }
 

@@ -41,14 +41,15 @@ impl Operation {
 /// The subjects of our events, without their ids.
 pub const DESTINATION: &str = "fechatter.{workspace}.{scope}.{id}.{type}";
 
-/// Records that `operation` on a message, created in `parent`, began at `started` and ends now.
+/// Records that `operation` on a message, created in `parent`, began at `started` and ends now. `error` is its class, one of few,
+/// and what there is to say about it.
 pub fn record(
     service: &'static str,
     operation: Operation,
     parent: &SpanContext,
     started: SystemTime,
     attributes: impl IntoIterator<Item = KeyValue>,
-    error: Option<String>,
+    error: Option<(&'static str, String)>,
 ) {
     if !parent.is_valid() || !parent.is_sampled() {
         return;
@@ -66,8 +67,9 @@ pub fn record(
     let context = Context::new().with_remote_span_context(parent.clone());
     let mut span = global::tracer(service).build_with_context(builder, &context);
     span.set_attributes(attributes);
-    if let Some(error) = error {
-        span.set_status(Status::error(error));
+    if let Some((class, text)) = error {
+        span.set_attribute(KeyValue::new("error.type", class));
+        span.set_status(Status::error(text));
     }
     span.end();
 }

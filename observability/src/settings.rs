@@ -41,8 +41,9 @@ impl Settings {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             format!("{}.{}", host.trim(), std::process::id())
         });
-        // The builder's detectors read OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME and go over these.
+        // What comes later goes over what came before: OTEL_RESOURCE_ATTRIBUTES over ours, OTEL_SERVICE_NAME over both.
         let resource = Resource::builder_empty()
+            .with_detector(Box::new(opentelemetry_sdk::resource::TelemetryResourceDetector))
             .with_attributes([
                 KeyValue::new("service.name", service),
                 KeyValue::new("service.namespace", "fechatter"),
@@ -50,6 +51,7 @@ impl Settings {
                 KeyValue::new("service.instance.id", instance),
             ])
             .with_detector(Box::new(opentelemetry_sdk::resource::EnvResourceDetector::new()))
+            .with_attributes(variable("OTEL_SERVICE_NAME").map(|name| KeyValue::new("service.name", name)))
             .build();
         Self {
             traces: is_exported("TRACES"),

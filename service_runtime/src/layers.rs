@@ -90,6 +90,8 @@ async fn observe(mut request: Request, next: Next) -> Response {
             http.request.method = method,
             http.route = route.as_deref(),
             url.scheme = "http",
+            url.path = request.uri().path(),
+            "error.type" = Empty,
             http.response.status_code = Empty,
             user.id = Empty,
         )
@@ -111,6 +113,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
         span.record("http.response.status_code", status.as_u16());
         if status.is_server_error() {
             span.record("otel.status_code", "ERROR");
+            span.record("error.type", status.as_str());
         }
         if let Some(value) = observability::propagation::current_traceparent().and_then(|v| v.try_into().ok()) {
             response.headers_mut().insert(TRACE_RESPONSE, value);
@@ -146,6 +149,7 @@ fn record(method: &'static str, route: &str, status: StatusCode, started: Instan
         KeyValue::new("http.request.method", method),
         KeyValue::new("http.route", route.to_owned()),
         KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+        KeyValue::new("url.scheme", "http"),
     ];
     if status.is_server_error() {
         attributes.push(KeyValue::new("error.type", status.as_str().to_owned()));

@@ -256,7 +256,7 @@ async fn observed<T>(
             "messaging.batch.message_count",
             i64::try_from(events.len()).unwrap_or(i64::MAX),
         )];
-        let error = result.as_ref().err().map(Fault::to_string);
+        let error = result.as_ref().err().map(|fault| (fault.kind(), fault.to_string()));
         messaging::record("chat_service", Operation::Publish, context, began, attributes, error);
     }
     result

@@ -16,6 +16,8 @@ use prost::Message;
 #[derive(Debug, Clone)]
 pub struct Span {
     pub service: String,
+    /// Of whom it is.
+    pub resource: Attributes,
     pub name: String,
     pub trace_id: String,
     pub id: String,
@@ -48,6 +50,8 @@ pub struct Collector {
 struct Received {
     spans: Vec<Span>,
     logs: Vec<Log>,
+    /// Exports of metrics.
+    metrics: usize,
 }
 
 impl Collector {
@@ -70,6 +74,14 @@ impl Collector {
         self.received
             .lock()
             .map(|received| received.spans.clone())
+            .unwrap_or_default()
+    }
+
+    /// How often metrics were received so far.
+    pub fn metrics(&self) -> usize {
+        self.received
+            .lock()
+            .map(|received| received.metrics)
             .unwrap_or_default()
     }
 
@@ -97,6 +109,11 @@ fn serve(stream: &TcpStream, sink: &Mutex<Received>) {
             && let Ok(mut received) = sink.lock()
         {
             received.logs.extend(logs_of(request));
+        }
+        if path == "/v1/metrics"
+            && let Ok(mut received) = sink.lock()
+        {
+            received.metrics += 1;
         }
         let mut writer = stream;
         let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
@@ -152,19 +169,25 @@ fn attributes(pairs: Vec<KeyValue>) -> Attributes {
         .collect()
 }
 
-fn service_of(resource: Option<Resource>) -> String {
+fn resource_of(resource: Option<Resource>) -> Attributes {
     resource
-        .and_then(|resource| attributes(resource.attributes).remove("service.name"))
+        .map(|resource| attributes(resource.attributes))
         .unwrap_or_default()
+}
+
+fn service_of(resource: &Attributes) -> String {
+    resource.get("service.name").cloned().unwrap_or_default()
 }
 
 fn spans_of(request: ExportTraceServiceRequest) -> Vec<Span> {
     let mut spans = Vec::new();
     for resource_spans in request.resource_spans {
-        let service = service_of(resource_spans.resource);
+        let resource = resource_of(resource_spans.resource);
+        let service = service_of(&resource);
         for span in resource_spans.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             spans.push(Span {
                 service: service.clone(),
+                resource: resource.clone(),
                 name: span.name,
                 trace_id: hex(&span.trace_id),
                 id: hex(&span.span_id),
@@ -181,7 +204,7 @@ fn spans_of(request: ExportTraceServiceRequest) -> Vec<Span> {
 fn logs_of(request: ExportLogsServiceRequest) -> Vec<Log> {
     let mut logs = Vec::new();
     for resource_logs in request.resource_logs {
-        let service = service_of(resource_logs.resource);
+        let service = service_of(&resource_of(resource_logs.resource));
         for record in resource_logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
             logs.push(Log {
                 service: service.clone(),

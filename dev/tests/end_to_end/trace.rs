@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dev::platform::{Platform, Service};
-use dev::wait;
+use dev::{http, wait};
+use reqwest::Method;
 
 use crate::client::Client;
 use crate::collector::{Collector, Span};
@@ -62,6 +63,10 @@ fn a_sent_message_is_one_trace_across_the_services() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "200"),
         ("OTEL_BLRP_SCHEDULE_DELAY", "200"),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "deployment.environment.name=test,k8s.namespace.name=chat",
+        ),
         ("FECHATTER_CHAT__LOG__FORMAT", "json"),
         ("FECHATTER_GATEWAY__LOG__FORMAT", "json"),
     ];
@@ -74,6 +79,7 @@ fn a_sent_message_is_one_trace_across_the_services() {
     let trace = whole.unwrap_or_else(|error| panic!("{error:#}; there were:\n{:#?}", collector.spans()));
     has_the_right_parents(&trace);
     follows_the_conventions(&trace);
+    is_of_known_processes(&trace);
     is_named_by_its_log_lines(&trace, &platform, &collector);
 }
 
@@ -107,6 +113,9 @@ fn follows_the_conventions(trace: &SendTrace) {
                 ("http.route", "/api/chat/{id}/messages"),
                 ("http.response.status_code", "201"),
                 ("url.scheme", "https"),
+                ("url.path", trace.edge.attributes["url.path"].as_str()),
+                ("network.protocol.version", "2"),
+                ("client.address", "127.0.0.1"),
             ],
         ),
         (
@@ -117,6 +126,8 @@ fn follows_the_conventions(trace: &SendTrace) {
                 ("http.route", "/api/chat/{id}/messages"),
                 ("http.response.status_code", "201"),
                 ("url.scheme", "http"),
+                // As the gateway passed it on.
+                ("url.path", trace.edge.attributes["url.path"].as_str()),
             ],
         ),
         (
@@ -156,6 +167,127 @@ fn follows_the_conventions(trace: &SendTrace) {
     assert!(
         statement.contains("INSERT INTO messages") && statement.contains("$4") && !statement.contains("quarterly"),
         "parameters stay out of it: {statement}"
+    );
+}
+
+/// Every process says who it is and where it runs, the same to all three signals.
+fn is_of_known_processes(trace: &SendTrace) {
+    let mut instances = std::collections::BTreeSet::new();
+    for span in [&trace.edge, &trace.chat, &trace.deliver, &trace.index] {
+        let attribute = |name: &str| span.resource.get(name).map(String::as_str);
+        assert_eq!(attribute("service.name"), Some(span.service.as_str()));
+        assert_eq!(attribute("service.namespace"), Some("fechatter"));
+        assert_eq!(attribute("service.version"), Some(env!("CARGO_PKG_VERSION")));
+        assert_eq!(attribute("telemetry.sdk.language"), Some("rust"));
+        assert_eq!(attribute("deployment.environment.name"), Some("test"));
+        assert_eq!(attribute("k8s.namespace.name"), Some("chat"));
+        instances.insert(attribute("service.instance.id").unwrap_or_default());
+    }
+    assert_eq!(instances.len(), 4, "each process is one instance: {instances:?}");
+}
+
+#[test]
+fn what_clients_send_about_traces_neither_forces_nor_names_one() {
+    let collector = Collector::start().unwrap();
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0"),
+    ];
+    let mut platform = Platform::temporary_with(&[Service::Notify, Service::Indexer], &env).unwrap();
+    let theirs = "0af7651916cd43dd8448eb211c80319c";
+    drive(async {
+        let client = Client::new(&platform).unwrap();
+        let ada = flow::sign_up(&client, "Team Traces", "ada", None).await.unwrap();
+        for traceparent in [
+            format!("00-{theirs}-b7ad6b7169203331-01"),
+            format!("ff-{theirs}-b7ad6b7169203331-01"),
+            "00-ffff".to_owned(),
+        ] {
+            let headers = [
+                ("traceparent", traceparent.as_str()),
+                ("tracestate", "vendor=1"),
+                ("baggage", "sampling.priority=1"),
+                ("b3", "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1"),
+            ];
+            let (status, response) = client.traced("/api/me", &ada.token, &headers).await.unwrap();
+            assert_eq!(status, 200);
+            assert!(response.ends_with("-00") && !response.contains(theirs), "{response}");
+        }
+    });
+    what_they_make_up_makes_no_series(&platform);
+    platform.stop();
+    assert_eq!(collector.spans().len(), 0, "nobody asked for one");
+}
+
+/// Methods, paths, hosts and names of agents are theirs to choose; labels are not.
+fn what_they_make_up_makes_no_series(platform: &Platform) {
+    let ports = platform.ports();
+    let pages = || {
+        [ports.gateway_admin, ports.chat_admin]
+            .map(|port| http::request(port, "GET", "/metrics", None, None).unwrap().body)
+    };
+    let count = |page: &String| {
+        page.lines()
+            .filter(|line| line.starts_with("http_server_request_duration_seconds_count"))
+            .count()
+    };
+    let before = pages().map(|page| count(&page));
+    drive(async {
+        let client = Client::new(platform).unwrap();
+        for number in 0..50 {
+            let method = Method::from_bytes(format!("BREW{number}").as_bytes()).unwrap();
+            for (method, path) in [
+                (method, "/api/me".to_owned()),
+                (Method::GET, format!("/made-up-{number}")),
+                (Method::GET, format!("/api/chat/{number}/messages?made-up={number}")),
+            ] {
+                let status = client.status(method.clone(), &path, None, None).await.unwrap();
+                assert!((400..500).contains(&status), "{method} {path}: {status}");
+                // Past the gateway, as somebody within could.
+                let own = http::request(ports.chat, method.as_str(), &path, None, None).unwrap();
+                assert!((400..500).contains(&own.status), "{method} {path}: {}", own.status);
+            }
+        }
+    });
+    for (page, before) in pages().iter().zip(before) {
+        assert!(!page.contains("made-up") && !page.contains("BREW"), "{page}");
+        // At most one of each method and status for each of few routes.
+        assert!(count(page) <= before + 6, "{before} series became {}", count(page));
+    }
+}
+
+#[test]
+fn what_is_pending_is_sent_before_a_process_ends() {
+    let collector = Collector::start().unwrap();
+    // Nothing is sent for its time, in this test.
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "600000"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "600000"),
+    ];
+    let mut platform = Platform::temporary_with(&[], &env).unwrap();
+    drive(flow::conversation(&Client::new(&platform).unwrap())).unwrap();
+    assert_eq!((collector.spans().len(), collector.metrics()), (0, 0));
+    platform.stop();
+    assert!(
+        SendTrace::find(&collector.spans()).is_some(),
+        "a whole trace: {:#?}",
+        collector.spans()
+    );
+    for service in Service::ALL {
+        let name = service.binary();
+        assert!(
+            collector.logs().iter().any(|log| log.service == name),
+            "no log of {name}"
+        );
+    }
+    assert!(
+        collector.metrics() >= Service::ALL.len(),
+        "{} exports",
+        collector.metrics()
     );
 }
 

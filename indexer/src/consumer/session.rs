@@ -10,6 +10,7 @@ use fechatter_core::events::{METADATA_EPOCH, STREAM};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use observability::messaging::{self, Operation};
+use opentelemetry::KeyValue;
 use opentelemetry::trace::TraceContextExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::Instrument;
@@ -254,7 +255,8 @@ impl<'a> Session<'a> {
         for headers in batch.iter().filter_map(|delivery| delivery.message.headers.as_ref()) {
             let context = observability::propagation::extract_nats(headers);
             let parent = context.span().span_context().clone();
-            messaging::record("indexer", Operation::Index, &parent, began, [], None);
+            let group = [KeyValue::new("messaging.consumer.group.name", CONSUMER)];
+            messaging::record("indexer", Operation::Index, &parent, began, group, None);
         }
         self.owner.metrics.batch_processed(started.elapsed());
         Ok(())
