@@ -16,6 +16,7 @@ pub mod plot;
 pub mod population;
 pub mod processes;
 pub mod progress;
+pub mod receiver;
 pub mod report;
 pub mod screens;
 pub mod stage;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use loadgen::modes::{Setting, connections, fanout, gateway, messages, search, signin, soak, storm};
+use loadgen::modes::{Setting, connections, fanout, gateway, messages, search, signin, soak, storm, telemetry};
 use loadgen::progress::{is_stopped, say, stop_flag};
 use loadgen::report::Report;
 
@@ -60,7 +60,9 @@ enum Mode {
     Signin(signin::Args),
     /// Clients that come and go for a long time.
     Soak(soak::Args),
-    /// All of these but the soak, one after the other, each with its defaults.
+    /// What exporting telemetry costs, and what happens when its collector is killed.
+    Telemetry(telemetry::Args),
+    /// All of these but the soak and the telemetry, one after the other, each with its defaults.
     All,
 }
 
@@ -155,6 +157,7 @@ async fn measure(mode: &Mode, setting: &Setting) -> anyhow::Result<Report> {
         Mode::Search(args) => search::search(setting, args).await,
         Mode::Signin(args) => signin::signin(setting, args).await,
         Mode::Soak(args) => soak::soak(setting, args).await,
+        Mode::Telemetry(args) => telemetry::telemetry(setting, args).await,
         Mode::All => anyhow::bail!("all modes at once cannot be measured"),
     }
 }

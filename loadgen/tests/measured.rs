@@ -132,6 +132,42 @@ fn one_message_reaches_every_member() {
 }
 
 #[test]
+fn telemetry_is_compared_and_what_a_dead_collector_costs_is_known() {
+    let args = ["--rate", "40", "--rounds", "1", "--kills", "1", "--chats", "5"];
+    let result = result("telemetry", &args);
+    for what in [
+        "errors of reads",
+        "errors of sends",
+        "lost while the collector was there",
+        "errors while it was killed",
+    ] {
+        is_zero(&result, what);
+    }
+    assert!(measured(&result, "throughput, killed ÷ with a collector") > 0.0);
+    for process in ["gateway", "chat_service"] {
+        let cost = result["figures"][format!("{process}_cpu_micros_per_reads_on")].as_f64();
+        assert!(cost.is_some_and(|cost| cost > 0.0), "{result}");
+    }
+    let names: Vec<&str> = result["series"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|series| series["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "reads off",
+            "reads on",
+            "sends off",
+            "sends on",
+            "with a collector",
+            "collector killed"
+        ]
+    );
+}
+
+#[test]
 fn who_vanishes_and_returns_misses_nothing() {
     let args = [
         "storm",

@@ -8,6 +8,7 @@ pub mod search;
 pub mod signin;
 pub mod soak;
 pub mod storm;
+pub mod telemetry;
 
 use std::path::PathBuf;
 use std::time::Duration;
