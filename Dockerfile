@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image with the five programs; what runs is chosen by the command: gateway, chat_service, notify_service, indexer, migrations.
+# One image with the six programs; what runs is chosen by the command: gateway, chat_service, notify_service, indexer, migrations, probe.
 # Built as it was never logged in to: no shell, no package manager, not root, nothing that has to be written.
 
 FROM rust:1.95.0-slim-bookworm AS build
@@ -13,10 +13,10 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --release --locked \
-        --package gateway --package chat_service --package notify_service --package indexer --package migrations \
+        --package gateway --package chat_service --package notify_service --package indexer --package migrations --package probe \
     && mkdir /programs \
     && cp target/release/gateway target/release/chat_service target/release/notify_service target/release/indexer \
-        target/release/migrations /programs/ \
+        target/release/migrations target/release/probe /programs/ \
     && strip /programs/*
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -8,6 +8,7 @@ mod edge;
 mod lines;
 mod load;
 mod openapi;
+mod pictures;
 mod schemathesis;
 mod sqlx;
 mod test;
@@ -47,6 +48,8 @@ enum Command {
     Schemathesis(schemathesis::Args),
     /// Builds the OpenTelemetry Collector with Go, validates our configuration with it and sends telemetry through it.
     Collector(collector::Args),
+    /// Puts the platform under load and draws each dashboard into docs/dashboards.
+    Pictures(pictures::Args),
     /// Examines the gateway with slowhttptest, sslyze and, where Go is, h2spec.
     Edge(edge::Args),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Openapi(args) => openapi::run(&args),
         Command::Schemathesis(args) => schemathesis::run(&args),
         Command::Collector(args) => collector::run(&args),
+        Command::Pictures(args) => pictures::run(&args),
         Command::Edge(args) => edge::run(&args),
     };
     match result {

@@ -20,6 +20,8 @@ pub struct Options {
     pub platform: Ports,
     /// Where a collector has its page, of which the span metrics are scraped: all else comes from the platform itself.
     pub collector: Option<u16>,
+    /// Where a probe has its `/metrics`.
+    pub probe: Option<u16>,
     /// Scrapes and evaluates each second, for tests.
     pub is_quick: bool,
 }
@@ -44,8 +46,10 @@ impl Server {
             let text = std::fs::read_to_string(rules().join(file)).with_context(|| format!("cannot read {file}"))?;
             let path = options.data.join(file);
             let mut text = adapt(&text, options);
-            if let Some(port) = options.collector.filter(|_| file == "prometheus.yaml") {
-                text.push_str(&collector_job(port));
+            // After `scrape_configs`, which come last.
+            if file == "prometheus.yaml" {
+                text.extend(options.probe.map(probe_job));
+                text.extend(options.collector.map(collector_job));
             }
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -87,7 +91,12 @@ impl Server {
     }
 }
 
-/// One more of `scrape_configs`, which come last in the committed configuration.
+/// One more of `scrape_configs`.
+fn probe_job(port: u16) -> String {
+    format!("  - job_name: probe\n    static_configs: [{{targets: [\"127.0.0.1:{port}\"]}}]\n")
+}
+
+/// One more of `scrape_configs`.
 fn collector_job(port: u16) -> String {
     format!(
         "  - job_name: collector\n    honor_labels: true\n    static_configs: [{{targets: [\"127.0.0.1:{port}\"]}}]\n    \

@@ -13,7 +13,7 @@ use anyhow::Context;
 pub struct Secrets(BTreeMap<String, String>);
 
 /// What needs a password.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     // Not a secret: tells this data folder from an earlier one of the same path.
     "instance",
     "postgres",
@@ -25,6 +25,7 @@ const NAMES: [&str; 10] = [
     "nats_notify",
     "nats_indexer",
     "nats_gateway",
+    "probe",
 ];
 
 impl Secrets {

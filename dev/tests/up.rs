@@ -195,6 +195,42 @@ fn it_prints_a_conversation_that_works_restarts_what_crashes_and_leaves_nothing_
 }
 
 #[test]
+fn with_observability_it_is_watched_and_says_where_to_look() {
+    let folder = dev::scratch::folder().unwrap();
+    dev::postgres::open_for_all(folder.path()).unwrap();
+    let data = folder.path().join("data");
+    let [prometheus, otlp, probe] = [(); 3].map(|()| dev::ports::free().unwrap());
+    let text = [prometheus, otlp, probe].map(|port| port.to_string());
+    let more = [
+        "--observability",
+        "--prometheus-port",
+        &text[0],
+        "--otlp-port",
+        &text[1],
+        "--probe-port",
+        &text[2],
+    ];
+    let mut launcher = Launcher::start(&data, &Ports::free().unwrap(), &more);
+    launcher.until_says(&format!("Prometheus:  http://127.0.0.1:{prometheus}/targets"));
+    launcher.until_says(&format!("http://127.0.0.1:{probe}/metrics"));
+    launcher.until_says("Dashboards:");
+    // All are scraped, and the probe gets through.
+    let up = "/api/v1/query?query=sum(up%7Bjob!%3D%22collector%22%7D)%20%2B%20sum(probe_rounds_total%7Boutcome%3D%22passed%22%7D)";
+    let watched = wait::until(
+        PATIENCE,
+        "Prometheus to see five processes and a round of the probe",
+        || {
+            let answer = dev::http::request(prometheus, "GET", up, None, None).ok()?.json();
+            let value: f64 = answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()?;
+            (value >= 6.0).then_some(())
+        },
+    );
+    assert!(watched.is_ok(), "{}", launcher.text());
+    assert_eq!(launcher.end(Signal::SIGINT), Some(0));
+    assert_nothing_left(&data);
+}
+
+#[test]
 fn interrupted_while_it_starts_it_leaves_nothing_behind() {
     let folder = dev::scratch::folder().unwrap();
     dev::postgres::open_for_all(folder.path()).unwrap();

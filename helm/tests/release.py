@@ -9,7 +9,7 @@ import node
 from chart import EXAMPLES, SERVICES, merge, objects, pods
 
 BINARIES = pathlib.Path(os.environ["FECHATTER_BINARIES"])
-BINARY = {"gateway": "gateway", "chat": "chat_service", "notify": "notify_service", "indexer": "indexer"}
+BINARY = {"gateway": "gateway", "chat": "chat_service", "notify": "notify_service", "indexer": "indexer", "probe": "probe"}
 # Digits alone: what a careless chart breaks on.
 PASSWORDS = {f"{name}-password": f"0{number}12345678901234567890" for number, name in enumerate((*SERVICES, "owner", "postgres"))}
 
@@ -42,6 +42,7 @@ def made_secrets(folder):
         "fechatter-tls": {"tls.crt": read("tls/cert.pem"), "tls.key": read("tls/key.pem"), "ca.crt": read("tls/ca.pem")},
         "fechatter-database": PASSWORDS,
         "fechatter-nats": PASSWORDS,
+        "fechatter-probe": {"email": "probe@example.org", "password": "901234567890123456789"},
     }
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from chart import CHART, EXAMPLES, SERVICES, objects, pod_of, pods
+from chart import CHART, EXAMPLES, SERVICES, at, merge, objects, pod_of, pods
 
 OBSERVABILITY = CHART.parents[1] / "observability"
 VERSIONS = ("1.27", "1.30", "1.34", "1.37")
@@ -147,8 +147,9 @@ DRAWN = {
         "outside",
         "outside",
         {("indexer", "outside", 7700)}
-        | {(a, "outside", 4318) for a in SERVICES}
-        | {("outside", b, p) for b, p in (("gateway", 9443), ("chat", 9688), ("notify", 9687), ("indexer", 9689))},
+        | {(a, "outside", 4318) for a in (*SERVICES, "probe")}
+        | {("probe", "gateway", 8443), ("probe", "outside", 53)}
+        | {("outside", b, p) for b, p in (("gateway", 9443), ("chat", 9688), ("notify", 9687), ("indexer", 9689), ("probe", 9690))},
     ),
 }
 
@@ -243,6 +244,42 @@ class Objects(unittest.TestCase):
         files = {f.name: json.loads(f.read_text()) for f in (OBSERVABILITY / "grafana/dashboards").glob("*.json")}
         self.assertEqual((shown, len(shown) >= 6), (files, True))
 
+    def test_runbooks_are_where_the_values_say(self):
+        values = merge(EXAMPLES["production"], at("monitoring.runbooksUrl", "https://wiki.example.org/runbooks/"))
+        items = objects(values)
+        urls = [
+            rule["annotations"]["runbook_url"]
+            for item in items
+            if item["kind"] == "PrometheusRule"
+            for group in item["spec"]["groups"]
+            for rule in group["rules"]
+            if "alert" in rule
+        ]
+        self.assertGreater(len(urls), 10)
+        for url in urls:
+            self.assertRegex(url, r"^https://wiki\.example\.org/runbooks/Fechatter\w+\.md$")
+        shown = [json.loads(text) for item in items if item["kind"] == "ConfigMap" and "grafana_dashboard" in item["metadata"]["labels"] for text in item["data"].values()]
+        for dashboard in shown:
+            variable = next(v for v in dashboard["templating"]["list"] if v["name"] == "runbooks")
+            self.assertEqual(variable["query"], "https://wiki.example.org/runbooks")
+
+    def test_every_process_says_in_telemetry_where_it_runs(self):
+        wanted = {"k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.node.name", "k8s.container.name", "k8s.deployment.name"}
+        for item in objects(EXAMPLES["production"]):
+            if item["kind"] != "Deployment":
+                continue
+            container = item["spec"]["template"]["spec"]["containers"][0]
+            env = container["env"]
+            names = [variable["name"] for variable in env]
+            said = next(variable["value"] for variable in env if variable["name"] == "OTEL_RESOURCE_ATTRIBUTES")
+            attributes = dict(pair.split("=", 1) for pair in said.split(","))
+            self.assertEqual(set(attributes) - {"deployment.environment.name"}, wanted)
+            self.assertEqual(attributes["k8s.deployment.name"], item["metadata"]["name"])
+            self.assertEqual(attributes["k8s.container.name"], container["name"])
+            for reference in re.findall(r"\$\((\w+)\)", said):
+                # Kubernetes replaces only what stands above.
+                self.assertLess(names.index(reference), names.index("OTEL_RESOURCE_ATTRIBUTES"))
+
     def test_a_packaged_chart_holds_them(self):
         """In the repository they are symbolic links, so that there is one of each; a package must hold what they lead to."""
         with tempfile.TemporaryDirectory() as folder:
@@ -261,6 +298,9 @@ class Objects(unittest.TestCase):
                 with self.subTest(f"{name} {item['metadata']['name']}"):
                     self.assertEqual("replicas" in item["spec"], item["metadata"]["name"] not in scaled)
                     env = {v["name"]: v.get("value") for v in item["spec"]["template"]["spec"]["containers"][0]["env"]}
+                    if item["metadata"]["name"].endswith("-probe"):
+                        # It serves nobody; what it is in the middle of is cut off.
+                        continue
                     drains = sum(int(v) for k, v in env.items() if k.endswith("DRAIN_SECONDS"))
                     drains += sum(int(v) / 1000 for k, v in env.items() if "__DRAIN__" in k or k.endswith("DRAIN_DELAY_MS"))
                     self.assertGreater(drains, 0)

@@ -21,6 +21,7 @@ DEPENDENT = {("stream", "heartbeat_max_seconds"), ("batch", "backlog_max_events"
 
 # Nobody wants to wait for load balancers here.
 QUICK = {
+    "probe": {"enabled": True, "existingSecret": "fechatter-probe", "intervalSeconds": 5},
     "gateway": {"drain": {"delaySeconds": 1, "timeoutSeconds": 5, "streamSpreadSeconds": 1}},
     **{name: {"drainDelaySeconds": 2, "drainSeconds": 2} for name in ("chat", "notify", "indexer")},
 }
@@ -38,6 +39,13 @@ def conversation(folder):
     test = release.node.run("test", release.specs["test"], {}, whole_system=True)
     assert test.wait(120) == 0, test.tail() + "\n" + "\n".join(release.pods[name].tail() for name in SERVICES)
     print(test.log.read_text(), end="")
+    probe = release.start("probe")
+    probe.until_ready()
+    passed = 'probe_rounds_total{outcome="passed"'
+    node.until(60, "a round of the probe to pass", lambda: has_risen(probe, passed), probe)
+    print("the probe's round passed")
+    os.kill(probe.process, signal.SIGTERM)
+    assert probe.wait(probe.spec["terminationGracePeriodSeconds"]) == 0, probe.tail()
     for name in ("gateway", "notify", "indexer", "chat"):
         pod = release.pods[name]
         os.kill(pod.process, signal.SIGTERM)
@@ -53,6 +61,13 @@ def conversation(folder):
         assert all(json.loads(line) for line in text.splitlines()), "a line that is no JSON"
         assert "Read-only file system" not in text, f"{name} writes on its root"
     assert not release.has_leaked(), "a secret is in a log"
+
+
+def has_risen(pod, series):
+    """True once a counter on a pod's page is above zero, else None."""
+    port = next(p["containerPort"] for p in pod.spec["containers"][0]["ports"] if p["name"] == "admin")
+    lines = node.get(f"http://127.0.0.1:{port}/metrics")[1].splitlines()
+    return any(line.startswith(series) and not line.endswith(" 0") for line in lines) or None
 
 
 def bounds(schema, path=()):
@@ -106,7 +121,7 @@ class Running(unittest.TestCase):
                 [*node.UNSHARE, sys.executable, __file__, "conversation", folder], capture_output=True, text=True, timeout=300
             )
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
-        for step in ("signed up two people", "sent a message", "received it by SSE", "found it by search"):
+        for step in ("signed up two people", "sent a message", "received it by SSE", "found it by search", "the probe's round passed"):
             self.assertIn(step, result.stdout)
 
     def test_settings_and_their_ranges_are_those_of_the_processes(self):

@@ -2,7 +2,8 @@
 """Draws each dashboard from its JSON and a Prometheus's answers, where there is no Grafana to look at.
 
 Not Grafana's own rendering: the panels, their queries, units and places are those of the JSON, the numbers are Prometheus's.
-Needs matplotlib. Usage: pictures.py PROMETHEUS_URL FOLDER [MINUTES]
+Needs matplotlib. `cargo dev pictures` installs it, runs a platform under load and calls this.
+Usage: pictures.py PROMETHEUS_URL FOLDER [MINUTES]
 """
 
 import json
@@ -33,7 +34,7 @@ def ask(url, path, **parameters):
 def expression(target):
     """What Grafana asks with every service and instance chosen."""
     text = target["expr"]
-    for name, value in (("$__rate_interval", "1m"), ("$job", ".*"), ("$instance", ".*")):
+    for name, value in (("$__rate_interval", "1m"), ("$namespace", ".*"), ("$job", ".*"), ("$instance", ".*")):
         text = text.replace(name, value)
     return text
 

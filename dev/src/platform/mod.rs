@@ -2,6 +2,7 @@
 
 mod database;
 mod ports;
+pub mod probe;
 mod service;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 mod folder;
 mod greeting;
-mod observability;
+pub(crate) mod observability;
 mod supervise;
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use dev::platform::{Options, Platform, Ports};
+use dev::platform::{Options, Platform, Ports, probe};
 use dev::{install, otelcol, ports, seed, tools};
 
 use self::observability::Listen;
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Where the collector listens for OTLP over HTTP, with --observability.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..), default_value_t = otelcol::Ports::default().otlp)]
     otlp_port: u16,
+    /// Where the probe has its `/metrics`, with --observability.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), default_value_t = probe::ADMIN_PORT)]
+    probe_port: u16,
     /// Folder for keys, databases, index and logs; `.fechatter` in the repository by default.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -104,7 +107,7 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
     };
     let mut follower = Follower::new(data);
     // Before the platform, which exports to the collector from its beginning.
-    let watching = args
+    let mut watching = args
         .observability
         .then(|| observability::start(data, listen(args), &ports))
         .transpose()?;
@@ -129,6 +132,9 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
         } else {
             "the demo workspace is there already"
         });
+    }
+    if let Some(watching) = &mut watching {
+        watching.start_probe(&platform)?;
     }
     show(&greeting::greeting(&platform, args.seed, started.elapsed()));
     if let Some(watching) = &watching {
@@ -162,6 +168,7 @@ fn listen(args: &Args) -> Listen {
     Listen {
         prometheus: args.prometheus_port,
         otlp: args.otlp_port,
+        probe: args.probe_port,
     }
 }
 
@@ -178,7 +185,10 @@ fn check_ports(args: &Args, wanted: &Ports) -> anyhow::Result<()> {
         }
     }
     if args.observability {
-        let mut more = vec![(args.prometheus_port, "--prometheus-port")];
+        let mut more = vec![
+            (args.prometheus_port, "--prometheus-port"),
+            (args.probe_port, "--probe-port"),
+        ];
         more.extend(tools::collector().map(|_| (args.otlp_port, "--otlp-port")));
         for (port, option) in more {
             if let Some(other) = seen.insert(port, option) {

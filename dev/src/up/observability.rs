@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use dev::child::Process;
 use dev::otelcol::{self, Stores};
-use dev::platform::Ports;
+use dev::platform::{Platform, Ports, probe};
 use dev::prometheus::{self, Server};
 use dev::{ports, tools};
 
@@ -11,16 +12,21 @@ use crate::lines::say;
 
 /// Where it listens.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Listen {
+pub(crate) struct Listen {
     pub prometheus: u16,
     pub otlp: u16,
+    pub probe: u16,
 }
 
+/// Seconds between the rounds of the probe; shorter than in production, where nobody waits for its first figures.
+const PROBE_SECONDS: u64 = 20;
+
 /// What runs besides the platform; dropped, it ends.
-pub(super) struct Watching {
+pub(crate) struct Watching {
     _prometheus: Server,
     collector: Option<Collector>,
-    port: u16,
+    probe: Option<Process>,
+    listen: Listen,
 }
 
 struct Collector {
@@ -30,7 +36,7 @@ struct Collector {
 }
 
 /// Starts a collector if there is one, and Prometheus.
-pub(super) fn start(data: &Path, listen: Listen, platform: &Ports) -> anyhow::Result<Watching> {
+pub(crate) fn start(data: &Path, listen: Listen, platform: &Ports) -> anyhow::Result<Watching> {
     let collector = tools::collector()
         .map(|path| start_collector(data, path, listen.otlp))
         .transpose()?;
@@ -41,12 +47,14 @@ pub(super) fn start(data: &Path, listen: Listen, platform: &Ports) -> anyhow::Re
         log: data.join("logs/prometheus.log"),
         platform: platform.clone(),
         collector: collector.as_ref().map(|collector| collector.ports.metrics),
+        probe: Some(listen.probe),
         is_quick: false,
     })?;
     Ok(Watching {
         _prometheus: prometheus,
         collector,
-        port: listen.prometheus,
+        probe: None,
+        listen,
     })
 }
 
@@ -78,14 +86,28 @@ fn start_collector(data: &Path, path: PathBuf, otlp: u16) -> anyhow::Result<Coll
 
 impl Watching {
     /// What the services need to know of it.
-    pub(super) fn environment(&self) -> Vec<(String, String)> {
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
         let url = self.collector.iter().map(|collector| collector.ports.url());
         url.map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), url)).collect()
     }
 
+    /// Starts the probe, once there is something to use.
+    pub(crate) fn start_probe(&mut self, platform: &Platform) -> anyhow::Result<()> {
+        say("starting the probe");
+        self.probe = Some(platform.start_probe(probe::Options {
+            admin: self.listen.probe,
+            interval_seconds: PROBE_SECONDS,
+        })?);
+        Ok(())
+    }
+
     /// Where to look.
-    pub(super) fn greeting(&self) -> String {
-        let port = self.port;
+    pub(crate) fn greeting(&self) -> String {
+        let Listen {
+            prometheus: port,
+            probe,
+            ..
+        } = self.listen;
         let collector = match &self.collector {
             Some(Collector {
                 server,
@@ -109,6 +131,7 @@ impl Watching {
         format!(
             "Prometheus:  http://127.0.0.1:{port}/targets, alerts at http://127.0.0.1:{port}/alerts\n\
              Collector:   {collector}\n\
+             Probe:       a round each {PROBE_SECONDS} s, http://127.0.0.1:{probe}/metrics\n\
              Dashboards:  observability/grafana/dashboards, for a Grafana whose data source is that Prometheus\n"
         )
     }

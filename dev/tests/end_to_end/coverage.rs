@@ -7,31 +7,35 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dev::platform::Platform;
+use dev::platform::{Platform, probe};
 use dev::prometheus::{self, Server};
 use dev::{ports, scratch};
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::collector::Collector;
-use crate::{drive, flow};
+use crate::{dashboards, drive, flow};
 
 /// How long an expression may take to have data, beginning with the load.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Crates whose instruments are looked for.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 7] = [
     "observability",
     "service_runtime",
     "gateway",
     "chat_service",
     "notify_service",
     "indexer",
+    "probe",
 ];
 
+/// What only a collector measures; `cargo dev collector` looks at it.
+const OF_THE_COLLECTOR: &str = "traces_span_metrics_";
+
 /// An expression, and where it is written.
-struct Expression {
-    place: String,
-    text: String,
+pub struct Expression {
+    pub place: String,
+    pub text: String,
 }
 
 #[test]
@@ -50,16 +54,22 @@ fn every_panel_and_every_rule_has_data_under_load() {
     let platform = Platform::temporary_with(&[], &env).unwrap();
     let folder = scratch::folder().unwrap();
     let port = ports::free().unwrap();
+    let probe = probe::Options {
+        admin: ports::free().unwrap(),
+        interval_seconds: 5,
+    };
+    let _probe = platform.start_probe(probe).unwrap();
     let _prometheus = Server::start(&prometheus::Options {
         data: folder.path().join("prometheus"),
         port,
         log: folder.path().join("prometheus.log"),
         platform: platform.ports().clone(),
         collector: None,
+        probe: Some(probe.admin),
         is_quick: true,
     })
     .unwrap();
-    let mut missing = panels();
+    let mut missing = panels(false);
     assert!(missing.len() > 100, "only {} panels' expressions found", missing.len());
     missing.extend(recorded());
     drive(async {
@@ -89,7 +99,7 @@ fn every_panel_and_every_rule_has_data_under_load() {
 }
 
 /// Whether an expression has a value; one that Prometheus cannot read is the test's end.
-async fn has_data(http: &reqwest::Client, port: u16, expression: &Expression) -> bool {
+pub async fn has_data(http: &reqwest::Client, port: u16, expression: &Expression) -> bool {
     let url = format!("http://127.0.0.1:{port}/api/v1/query");
     let answer = http
         .get(url)
@@ -113,22 +123,10 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn dashboards() -> Vec<(String, Value)> {
-    let folder = repository().join("observability/grafana/dashboards");
-    let files = std::fs::read_dir(folder).unwrap().flatten();
-    files
-        .map(|file| {
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            let name = file.file_name().to_string_lossy().into_owned();
-            (name, serde_json::from_str(&text).unwrap())
-        })
-        .collect()
-}
-
-/// What the panels ask, with every service and every instance chosen.
-fn panels() -> Vec<Expression> {
+/// What the panels ask of the collector's own metrics, or of all others; with everything chosen.
+pub fn panels(of_the_collector: bool) -> Vec<Expression> {
     let mut expressions = Vec::new();
-    for (file, dashboard) in dashboards() {
+    for (file, dashboard) in dashboards::all() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 expressions.push(Expression {
@@ -137,12 +135,14 @@ fn panels() -> Vec<Expression> {
                         .as_str()
                         .unwrap()
                         .replace("$__rate_interval", "30s")
+                        .replace("$namespace", ".*")
                         .replace("$job", ".*")
                         .replace("$instance", ".*"),
                 });
             }
         }
     }
+    expressions.retain(|expression| expression.text.contains(OF_THE_COLLECTOR) == of_the_collector);
     expressions
 }
 
@@ -179,7 +179,7 @@ fn recorded() -> Vec<Expression> {
 
 #[test]
 fn every_metric_of_the_code_is_looked_at() {
-    let mut text: String = dashboards()
+    let mut text: String = dashboards::all()
         .iter()
         .map(|(_, dashboard)| dashboard.to_string())
         .collect();

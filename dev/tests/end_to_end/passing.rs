@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use dev::child::{Signal, process_id};
 use dev::otelcol::{Options, Ports, Server, Stores};
-use dev::platform::{Part, Platform, Service};
-use dev::{http, ports, scratch, wait};
+use dev::platform::{Part, Platform, Service, probe};
+use dev::{http, ports, prometheus, scratch, wait};
 use nix::sys::signal::kill;
 use reqwest::Method;
 use serde_json::json;
 
 use crate::client::Client;
 use crate::collector::{Collector, Span};
-use crate::{drive, flow};
+use crate::{coverage, drive, flow};
 
 /// One of ten is kept: that none is, or all are, happens once in ten million runs.
 const SENDS: usize = 150;
+/// With the one of the conversation and the one of the probe.
+const SENT: usize = SENDS + 2;
 const SEND: &str = "POST /api/chat/{id}/messages";
 /// What a kept trace of a sent message consists of: services, and how their spans begin.
 const PARTS: [(&str, &str); 6] = [
@@ -60,13 +62,36 @@ fn telemetry_passes_through_the_collector() {
         ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
     ];
     let mut platform = Platform::temporary_with(&[], &env).unwrap();
+    let probe = probe::Options {
+        admin: ports::free().unwrap(),
+        interval_seconds: 120,
+    };
+    let _probe = platform.start_probe(probe).unwrap();
+    let prometheus_port = ports::free().unwrap();
+    let _prometheus = prometheus::Server::start(&prometheus::Options {
+        data: folder.path().join("prometheus"),
+        port: prometheus_port,
+        log: folder.path().join("prometheus.log"),
+        platform: platform.ports().clone(),
+        collector: Some(listen.metrics),
+        probe: Some(probe.admin),
+        is_quick: true,
+    })
+    .unwrap();
+    wait::until(PATIENCE, "the probe's round to pass", || {
+        let page = http::request(probe.admin, "GET", "/metrics", None, None).ok()?.body;
+        let passed = |line: &str| line.starts_with("probe_rounds_total{outcome=\"passed\"") && line.ends_with(" 1");
+        page.lines().any(passed).then_some(())
+    })
+    .unwrap();
 
     let page = format!("http://127.0.0.1:{}/metrics", listen.metrics);
     drive(async {
         let always = talk(&mut platform).await;
         traces_are_sampled_and_whole(&store, &always);
-        metrics_are_on_the_page(&platform, &page).await;
+        metrics_are_on_the_page(&platform, probe.admin, &page).await;
         span_metrics_lead_to_traces(&page).await;
+        the_collectors_panels_have_data(prometheus_port).await;
     });
     logs_are_kept(&store);
     drop(platform);
@@ -152,7 +177,7 @@ fn traces_are_sampled_and_whole(store: &Collector, always: &[String; 2]) {
         traces.entry(span.trace_id.clone()).or_default().push(span);
     }
     traces.retain(|_, spans| spans.iter().any(|span| span.service == "gateway" && span.name == SEND));
-    println!("{} of {} traces of sent messages kept", traces.len(), SENDS + 1);
+    println!("{} of {SENT} traces of sent messages kept", traces.len());
     assert!((1..SENDS / 2).contains(&traces.len()), "{} kept", traces.len());
     for (id, spans) in &traces {
         for (service, begins) in PARTS {
@@ -165,12 +190,13 @@ fn traces_are_sampled_and_whole(store: &Collector, always: &[String; 2]) {
 }
 
 /// Everything that a process shows at its own `/metrics` comes out of the collector, by the same name.
-async fn metrics_are_on_the_page(platform: &Platform, page: &str) {
-    for service in Service::ALL {
-        let own = http::request(platform.ports().admin(service), "GET", "/metrics", None, None).unwrap();
+async fn metrics_are_on_the_page(platform: &Platform, probe: u16, page: &str) {
+    let services = Service::ALL.map(|service| (service.binary(), platform.ports().admin(service)));
+    for (name, admin) in services.into_iter().chain([("probe", probe)]) {
+        let own = http::request(admin, "GET", "/metrics", None, None).unwrap();
         let own = series(&own.body, "");
-        assert!(own.len() > 20, "{} shows only {own:?}", service.binary());
-        let job = format!("job=\"fechatter/{}\"", service.binary());
+        assert!(own.len() > 15, "{name} shows only {own:?}");
+        let job = format!("job=\"fechatter/{name}\"");
         let missing = async {
             loop {
                 let there = series(&fetch(page, "text/plain").await, &job);
@@ -178,12 +204,12 @@ async fn metrics_are_on_the_page(platform: &Platform, page: &str) {
                 if missing.is_empty() {
                     return;
                 }
-                println!("{}: waiting for {missing:?}", service.binary());
+                println!("{name}: waiting for {missing:?}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         };
         let in_time = tokio::time::timeout(PATIENCE, missing).await;
-        in_time.unwrap_or_else(|_| panic!("metrics of {} do not come out of the collector", service.binary()));
+        in_time.unwrap_or_else(|_| panic!("metrics of {name} do not come out of the collector"));
     }
 }
 
@@ -208,7 +234,7 @@ async fn span_metrics_lead_to_traces(page: &str) {
     let (mut counted, mut led) = (None, BTreeSet::new());
     let complete = async {
         // The first flush says that there is a series, with zero; exemplars are those of the last flush.
-        while counted != Some(SENDS + 1) || led != all {
+        while counted != Some(SENT) || led != all {
             let text = fetch(page, "application/openmetrics-text").await;
             counted = calls(&text);
             led.extend(all.iter().filter(|service| has_exemplar(&text, service)));
@@ -218,8 +244,7 @@ async fn span_metrics_lead_to_traces(page: &str) {
     let in_time = tokio::time::timeout(PATIENCE, complete).await.is_ok();
     assert!(
         in_time,
-        "{counted:?} of {} sent messages counted; exemplars of {led:?}",
-        SENDS + 1
+        "{counted:?} of {SENT} sent messages counted; exemplars of {led:?}"
     );
 }
 
@@ -239,6 +264,47 @@ fn calls(page: &str) -> Option<usize> {
     let line = lines.find(|line| line.contains("service_name=\"gateway\"") && line.contains(SEND))?;
     let value = line.split("} ").nth(1)?.split(' ').next()?;
     value.strip_suffix(".0").unwrap_or(value).parse().ok()
+}
+
+/// In a Prometheus that scrapes the collector; and its exemplars, of which Grafana makes dots.
+async fn the_collectors_panels_have_data(port: u16) {
+    let http = reqwest::Client::new();
+    let panels = coverage::panels(true);
+    assert!(!panels.is_empty(), "no panel shows what the collector measures");
+    let answered = async {
+        for panel in &panels {
+            while !coverage::has_data(&http, port, panel).await {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+        let (now, query) = (
+            std::time::SystemTime::now(),
+            "traces_span_metrics_duration_seconds_bucket",
+        );
+        let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        loop {
+            let url = format!("http://127.0.0.1:{port}/api/v1/query_exemplars");
+            let (start, end) = ((now - 300).to_string(), (now + 300).to_string());
+            let asked = http
+                .get(url)
+                .query(&[("query", query), ("start", &start), ("end", &end)]);
+            let answer: serde_json::Value = asked.send().await.unwrap().json().await.unwrap();
+            let exemplars = answer["data"].as_array().cloned().unwrap_or_default();
+            let id = |exemplar: &serde_json::Value| exemplar["labels"]["trace_id"].as_str().map(str::len) == Some(32);
+            if exemplars
+                .iter()
+                .any(|series| series["exemplars"].as_array().is_some_and(|all| all.iter().any(id)))
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, answered).await;
+    assert!(
+        in_time.is_ok(),
+        "what the collector measures does not come into Prometheus"
+    );
 }
 
 /// Each service's, with the trace they belong to.

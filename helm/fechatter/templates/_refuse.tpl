@@ -57,6 +57,14 @@ What values.schema.json cannot say: values that contradict each other or lack a 
 {{- $faults = append $faults "indexer.replicas: the embedded engine is one process with one disk; set 1 and autoscaling.enabled false, or indexer.engine to meilisearch" -}}
 {{- end -}}
 {{- end -}}
+{{- if $v.probe.enabled -}}
+{{- if not $v.probe.existingSecret -}}
+{{- $faults = append $faults "probe.existingSecret: set it to a Secret with email and password; the account is made in the first round" -}}
+{{- end -}}
+{{- if not $v.gateway.publicHost -}}
+{{- $faults = append $faults "gateway.publicHost: set it to the name in the certificate, which the probe checks, or probe.enabled to false" -}}
+{{- end -}}
+{{- end -}}
 {{- range $component := list "gateway" "chat" "notify" "indexer" -}}
 {{- $values := index $v $component -}}
 {{- if and $values.autoscaling.enabled (not (kindIs "invalid" $values.replicas)) -}}

@@ -1,6 +1,6 @@
 {{/*
-The Deployment of one of our four services. Takes
-{root, component, binary, prefix, values, defaultReplicas, admin, ports, graceSeconds, env, mounts, volumes, recreate};
+The Deployment of one of our processes. Takes
+{root, component, binary, prefix, values, defaultReplicas, admin, ports, graceSeconds, env, mounts, volumes, recreate, withoutNats};
 `ports` is a list of {name, port}; `env`, `mounts` and `volumes` are YAML text.
 */}}
 {{- define "fechatter.workload" -}}
@@ -99,6 +99,7 @@ spec:
               value: {{ $root.Values.log.format }}
             - name: {{ .prefix }}__LOG__FILTER
               value: {{ $root.Values.log.filter | quote }}
+            {{- if not .withoutNats }}
             - name: {{ .prefix }}__NATS__URL
               value: {{ include "fechatter.natsUrl" $root }}
             - name: {{ .prefix }}__NATS__USER
@@ -108,11 +109,12 @@ spec:
             # Quoted: a password of digits alone must not be read as a number.
             - name: {{ .prefix }}__NATS__PASSWORD
               value: '"$(NATS_PASSWORD)"'
+            {{- end }}
             {{- .env | trim | nindent 12 }}
             {{- with include "fechatter.settings" (dict "prefix" .prefix "settings" .values.settings) | trim }}
             {{- . | nindent 12 }}
             {{- end }}
-            {{- include "fechatter.telemetryEnv" $root | trim | nindent 12 }}
+            {{- include "fechatter.telemetryEnv" (dict "root" $root "component" .component) | trim | nindent 12 }}
           startupProbe:
             httpGet: {path: /live, port: admin}
             periodSeconds: 2
@@ -205,23 +207,26 @@ spec:
     - {name: {{ .portName | default "http" }}, port: {{ .port }}, targetPort: {{ .portName | default "http" }}, protocol: TCP}
 {{- end -}}
 
-{{/* Where telemetry goes, and what each process is called in it. */}}
+{{/* Where telemetry goes, and what each process is called in it. Takes {root, component}. */}}
 {{- define "fechatter.telemetryEnv" -}}
+{{- $values := .root.Values.telemetry -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 - name: NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 - name: OTEL_SERVICE_INSTANCE_ID
   value: $(POD_NAME)
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.namespace.name={{ .Release.Namespace }},k8s.pod.name=$(POD_NAME),k8s.node.name=$(NODE_NAME){{ range $key, $value := .Values.telemetry.resourceAttributes }},{{ $key }}={{ $value }}{{ end }}
-{{- with .Values.telemetry.otlpEndpoint }}
+  value: k8s.namespace.name={{ .root.Release.Namespace }},k8s.pod.name=$(POD_NAME),k8s.pod.uid=$(POD_UID),k8s.node.name=$(NODE_NAME),k8s.container.name={{ .component }},k8s.deployment.name={{ include "fechatter.fullname" .root }}-{{ .component }}{{ range $key, $value := $values.resourceAttributes }},{{ $key }}={{ $value }}{{ end }}
+{{- with $values.otlpEndpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . }}
 - name: OTEL_TRACES_SAMPLER
   value: parentbased_traceidratio
 - name: OTEL_TRACES_SAMPLER_ARG
-  value: {{ $.Values.telemetry.traceRatio | quote }}
+  value: {{ $values.traceRatio | quote }}
 {{- end }}
 {{- end -}}
 
