@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dev::platform::Service;
 use http::Method;
 
-use super::messages::{Sender, to_float};
+use super::messages::to_float;
 use super::{Meter, Setting};
 use crate::arrivals::Arrival;
 use crate::client::Address;
@@ -19,6 +19,7 @@ use crate::population::Population;
 use crate::progress::{Counters, is_stopped, say};
 use crate::receiver::Receiver;
 use crate::report::{Report, Series};
+use crate::talk::{Sender, wording};
 use crate::target::Target;
 use crate::workers::{Job, Load, Work, Workers};
 
@@ -110,6 +111,7 @@ impl Side {
             gateway: target.gateway()?,
             senders: Arc::new(Sender {
                 chats: ids.iter().map(path).zip(tokens.iter().cloned()).collect(),
+                wording,
                 ledger: None,
                 first: 0,
             }),
