@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
@@ -246,7 +247,8 @@ class Node:
 
     def environment(self, spec, component):
         """The rendered variables, with `$(NAME)` of earlier ones put in."""
-        fields = {"metadata.name": f"{component}-0", "spec.nodeName": "this-machine"}
+        uid = str(uuid.uuid5(uuid.NAMESPACE_DNS, component))
+        fields = {"metadata.name": f"{component}-0", "metadata.uid": uid, "spec.nodeName": "this-machine"}
         found = {}
         for variable in spec["containers"][0].get("env", []):
             value = variable.get("value", "")
