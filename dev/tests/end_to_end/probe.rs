@@ -160,7 +160,8 @@ fn an_outage_is_told_by_its_step_and_survived() {
 
 #[test]
 fn what_an_interrupted_round_leaves_the_next_one_deletes() {
-    let mut probed = Probed::start(&[]);
+    // Long enough to be cut off in the middle.
+    let mut probed = Probed::start(&[("FECHATTER_PROBE__TIMEOUT_SECONDS", "10")]);
     probed.until_more("probe_rounds_total", "outcome=\"passed\"");
     let indexer = process_id(probed.platform.process_id(Part::Service(Service::Indexer)).unwrap());
     kill(indexer, Signal::SIGSTOP).unwrap();
