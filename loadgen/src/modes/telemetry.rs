@@ -38,7 +38,7 @@ pub struct Args {
     /// Chats that messages are spread over.
     #[arg(long, default_value_t = 50)]
     pub chats: usize,
-    /// Export log records, too, as all processes do unless told otherwise.
+    /// Write a line for each request, on both, and export them, too; as all processes do unless told otherwise.
     #[arg(long)]
     pub logs: bool,
 }
@@ -51,6 +51,12 @@ const COST: f64 = 1.05;
 const RATIO: f64 = 0.95;
 /// Queues hold 2,048 spans and as many log records of some kilobytes each; more growth is a leak.
 const GROWTH_MIB: f64 = 24.0;
+
+/// Log lines of single requests, which a platform under load leaves out otherwise.
+const LINES: [(&str, &str); 2] = [
+    ("FECHATTER_GATEWAY__LOG__FILTER", "info"),
+    ("FECHATTER_CHAT__LOG__FILTER", "info"),
+];
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,15 +195,17 @@ pub async fn telemetry(setting: &Setting, args: &Args) -> anyhow::Result<Report>
     );
     let mut receiver = Receiver::new()?;
     let url = receiver.url();
-    let env = [
+    let lines: &[(&str, &str)] = if args.logs { &LINES } else { &[] };
+    let mut env = lines.to_vec();
+    env.extend([
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
         ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
         ("OTEL_TRACES_SAMPLER_ARG", "0.01"),
         // Six times as often as by default, so that each measurement holds some of it.
         ("OTEL_METRIC_EXPORT_INTERVAL", "10000"),
         ("OTEL_LOGS_EXPORTER", if args.logs { "otlp" } else { "none" }),
-    ];
-    let off = Side::start("off", setting, args.chats, &[])?;
+    ]);
+    let off = Side::start("off", setting, args.chats, lines)?;
     receiver.start(&off.target.data)?;
     let mut on = Side::start("on", setting, args.chats, &env)?;
     report.durability = machine::durability(&mut on.target.platform, &on.target.data);
