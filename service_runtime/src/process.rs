@@ -50,12 +50,20 @@ pub fn complain(line: &str) {
     eprintln!("{line}");
 }
 
+/// Names the cryptography of TLS connections for libraries that ask for the process's own, as NATS' client does: they panic where
+/// the build holds two and none is chosen.
+fn choose_cryptography() {
+    // Fails when one was chosen before, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
 /// Runs an asynchronous `main` with telemetry and signals; an error ends the process with code 1.
 pub fn run<F, Fut>(service: &'static str, log: &LogConfig, main: F) -> ExitCode
 where
     F: FnOnce(Process) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
+    choose_cryptography();
     let telemetry = match observability::init(service, log) {
         Ok(telemetry) => telemetry,
         Err(error) => {
@@ -108,6 +116,7 @@ where
     F: FnOnce() -> Fut,
     Fut: Future<Output = anyhow::Result<u8>>,
 {
+    choose_cryptography();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
