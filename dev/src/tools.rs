@@ -72,7 +72,7 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
     find_file(&nats_folder(), "nats-server", 4, &mut candidates);
     candidates.push(PathBuf::from("nats-server"));
     for candidate in candidates {
-        if nats_version(&candidate).is_some_and(|version| version >= NATS_MIN) {
+        if version_of(Command::new(&candidate).arg("--version")).is_some_and(|version| version >= NATS_MIN) {
             return Ok(candidate);
         }
     }
@@ -161,10 +161,24 @@ pub fn collector() -> Option<PathBuf> {
     crate::otelcol::built().or_else(|| on_path(&["fechatter-otelcol", "otelcol-contrib"]))
 }
 
-/// The Go tool, where there is one.
+/// Version of Go's wheel, and the oldest Go that builds what we build.
+pub const GO: &str = "1.26.6";
+const GO_MIN: (u32, u32) = (1, 24);
+
+/// The Go tool, where there is one that will do.
 pub fn go() -> Option<PathBuf> {
     let usual = PathBuf::from("/usr/local/go/bin/go");
-    on_path(&["go"]).or_else(|| usual.is_file().then_some(usual))
+    let found = on_path(&["go"])
+        .into_iter()
+        .chain([usual, go_folder().join("go/bin/go")]);
+    found
+        .filter(|go| go.is_file())
+        .find(|go| version_of(Command::new(go).arg("version")).is_some_and(|version| version >= GO_MIN))
+}
+
+/// Where [`GO`] is put.
+pub fn go_folder() -> PathBuf {
+    folder().join(format!("go-{GO}"))
 }
 
 /// The first of these programs that a folder of the PATH has.
@@ -175,10 +189,15 @@ fn on_path(names: &[&str]) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-fn nats_version(path: &Path) -> Option<(u32, u32)> {
-    let output = Command::new(path).arg("--version").output().ok()?;
+/// Major and minor number of the first version that a program prints.
+fn version_of(command: &mut Command) -> Option<(u32, u32)> {
+    let output = command.output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut numbers = text.split(['v', ' ']).find(|part| part.contains('.'))?.split('.');
+    let numbers = text.split_whitespace().find_map(|word| {
+        let word = word.trim_start_matches(|letter: char| !letter.is_ascii_digit());
+        word.contains('.').then(|| word.to_owned())
+    })?;
+    let mut numbers = numbers.split('.');
     Some((
         numbers.next()?.trim().parse().ok()?,
         numbers.next()?.trim().parse().ok()?,

@@ -12,6 +12,17 @@ EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHAR
 SERVICES = ("gateway", "chat", "notify", "indexer")
 
 
+class Strict(yaml.CSafeLoader):
+    """Reads YAML, but no mapping with a key twice, of which one would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def merge(base, patch):
     """`patch` over `base`, as Helm merges values files."""
     merged = copy.deepcopy(base)
@@ -43,7 +54,7 @@ def objects(values, **release):
     found = []
     for path, text in files(values, **release).items():
         if not path.endswith("NOTES.txt"):
-            found += [document for document in yaml.safe_load_all(text) if document]
+            found += [document for document in yaml.load_all(text, Strict) if document]
     return found
 
 

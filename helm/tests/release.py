@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import node
@@ -12,6 +13,13 @@ BINARIES = pathlib.Path(os.environ["FECHATTER_BINARIES"])
 BINARY = {"gateway": "gateway", "chat": "chat_service", "notify": "notify_service", "indexer": "indexer", "probe": "probe"}
 # Digits alone: what a careless chart breaks on.
 PASSWORDS = {f"{name}-password": f"0{number}12345678901234567890" for number, name in enumerate((*SERVICES, "owner", "postgres"))}
+# What means something to a configuration file, a shell or a URL, but for quotes and backslashes, which the values' description excludes.
+NATS_PASSWORDS = {
+    "chat-password": PASSWORDS["chat-password"],
+    "gateway-password": "$HOME%20@host:4222/?a=b&c",
+    "notify-password": "space, semi;colon: #hash",
+    "indexer-password": "{brace} [list] it's = 1 $(date)",
+}
 
 # What the image of PostgreSQL does: at its first start on an empty disk, and at each.
 POSTGRES = """
@@ -26,7 +34,9 @@ if [ ! -e "$PGDATA/PG_VERSION" ]; then
     pg_ctl -D "$PGDATA" -w stop
     mkdir -p /var/lib/postgresql/data/archive
 fi
-exec postgres -D "$PGDATA" -k /var/run/postgresql -c "listen_addresses=*" -c fsync=off -c archive_mode=on \\
+tls=/var/lib/postgresql/data/tls
+if [ -e $tls ]; then set -- -c ssl=on -c ssl_cert_file=$tls/cert.pem -c ssl_key_file=$tls/key.pem; else set --; fi
+exec postgres "$@" -D "$PGDATA" -k /var/run/postgresql -c "listen_addresses=*" -c fsync=off -c archive_mode=on \\
     -c "archive_command=cp %p /var/lib/postgresql/data/archive/%f"
 """
 
@@ -41,21 +51,25 @@ def made_secrets(folder):
         "fechatter-signing-keys": {path.name: path.read_text() for path in (folder / "keys").glob("*.pem")},
         "fechatter-tls": {"tls.crt": read("tls/cert.pem"), "tls.key": read("tls/key.pem"), "ca.crt": read("tls/ca.pem")},
         "fechatter-database": PASSWORDS,
-        "fechatter-nats": PASSWORDS,
+        "fechatter-nats": NATS_PASSWORDS,
         "fechatter-probe": {"email": "probe@example.org", "password": "901234567890123456789"},
     }
 
 
 class Release:
-    """The objects of `values` over examples/trial.yaml, and their running pods."""
+    """The objects of `values` over examples/trial.yaml, and their running pods.
+
+    Servers that `values` takes from elsewhere are those of the trial nevertheless, at localhost.
+    """
 
     def __init__(self, folder, values):
         self.folder = pathlib.Path(folder)
         # The certificate of development names localhost.
         self.items = objects(merge(merge(EXAMPLES["trial"], {"gateway": {"publicHost": "localhost"}}), values))
-        self.specs = {name: spec for name, (_, spec) in pods(self.items).items()}
+        bundled = objects(EXAMPLES["trial"])
+        self.specs = {name: spec for name, (_, spec) in {**pods(bundled), **pods(self.items)}.items()}
         self.secrets = made_secrets(self.folder)
-        self.node = node.Node(self.folder, self.items, self.secrets)
+        self.node = node.Node(self.folder, bundled + self.items, self.secrets)
         self.pods = self.node.pods
         postgres = self.specs["postgres"]["containers"][0]
         postgres["env"].append({"name": "POSTGRES_BIN", "value": os.environ["FECHATTER_POSTGRES_BIN"]})
@@ -66,6 +80,14 @@ class Release:
     def start_servers(self):
         self.start_postgres()
         self.start_nats()
+
+    def encrypt_servers(self):
+        """Has PostgreSQL and NATS serve TLS, with the certificate for localhost; before they start."""
+        for server in ("postgres", "nats"):
+            path, _ = self.node.writable(server, "data")
+            shutil.copytree(self.folder / "tls", path / "tls")
+        files = 'cert_file: "/data/tls/cert.pem", key_file: "/data/tls/key.pem"'
+        self.node.configs["fechatter-nats-config"]["nats.conf"] += f"tls {{ {files} }}\n"
 
     def start_postgres(self):
         return self.node.run("postgres", self.specs["postgres"], {}, whole_system=True, command=["sh", "-c", POSTGRES])

@@ -1,6 +1,8 @@
 """What is rendered: valid for Kubernetes, restricted, and with no other flow than the drawn ones."""
 
+import copy
 import json
+import os
 import pathlib
 import re
 import tarfile
@@ -17,43 +19,40 @@ from chart import CHART, EXAMPLES, SERVICES, at, merge, objects, pod_of, pods
 OBSERVABILITY = CHART.parents[1] / "observability"
 VERSIONS = ("1.27", "1.30", "1.34", "1.37")
 
-# The parts of the custom resources that are used, closed so that a misspelt field is found. Their operators' own schemas
-# (cert-manager.io/v1, monitoring.coreos.com/v1) say the same of these fields.
-TEXT = {"type": "string", "minLength": 1}
-TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
-def closed(required, **properties):
-    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+def schema_of(structural):
+    """A custom resource's schema, closed as the API server is with strict validation: what it does not name is a fault."""
+    if isinstance(structural, list):
+        return [schema_of(item) for item in structural]
+    if not isinstance(structural, dict):
+        return structural
+    schema = {key: schema_of(value) for key, value in structural.items() if not key.startswith("x-kubernetes")}
+    if isinstance(schema.get("pattern"), str) and "(?i)" in schema["pattern"]:
+        # Go takes flags anywhere, Python at the beginning.
+        schema["pattern"] = "(?i)" + schema["pattern"].replace("(?i)", "")
+    if structural.get("x-kubernetes-int-or-string"):
+        schema["type"] = ["integer", "string"]
+    if isinstance(schema.get("properties"), dict) and not structural.get("x-kubernetes-preserve-unknown-fields"):
+        schema.setdefault("additionalProperties", False)
+    return schema
 
 
-RULE = closed(
-    ["expr"],
-    record=TEXT,
-    alert=TEXT,
-    expr=TEXT,
-    **{"for": {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"}, "keep_firing_for": {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"}},
-    labels=TEXTS,
-    annotations=TEXTS,
-)
-CUSTOM = {
-    ("cert-manager.io/v1", "Certificate"): closed(
-        ["secretName", "issuerRef", "dnsNames"],
-        secretName=TEXT,
-        dnsNames={"type": "array", "minItems": 1, "items": TEXT},
-        privateKey=closed([], algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}, rotationPolicy={"enum": ["Never", "Always"]}),
-        issuerRef=closed(["name"], group=TEXT, kind=TEXT, name=TEXT),
-    ),
-    ("monitoring.coreos.com/v1", "PodMonitor"): closed(
-        ["selector", "podMetricsEndpoints"],
-        selector={"type": "object"},
-        podMetricsEndpoints={"type": "array", "minItems": 1, "items": closed([], port=TEXT, path=TEXT, interval={"type": "string", "pattern": r"^(\d+[smh])+$"}, relabelings={"type": "array", "items": closed([], sourceLabels={"type": "array", "items": TEXT}, regex=TEXT, replacement=TEXT, targetLabel=TEXT)})},
-    ),
-    ("monitoring.coreos.com/v1", "PrometheusRule"): closed(
-        ["groups"],
-        groups={"type": "array", "minItems": 1, "items": closed(["name", "rules"], name=TEXT, interval=TEXT, rules={"type": "array", "minItems": 1, "items": RULE})},
-    ),
-}
+def custom_resources():
+    """(apiVersion, kind) to the schema in the operator's own definition."""
+    found = {}
+    for path in pathlib.Path(os.environ["FECHATTER_CUSTOM_RESOURCES"]).glob("*.yaml"):
+        definition = yaml.safe_load(path.read_text())["spec"]
+        for version in definition["versions"]:
+            if version["served"]:
+                schema = schema_of(version["schema"]["openAPIV3Schema"])
+                # Of every object alike, and in no definition.
+                schema["properties"]["metadata"] = {"type": "object"}
+                found[f"{definition['group']}/{version['name']}", definition["names"]["kind"]] = schema
+    return found
+
+
+CUSTOM = custom_resources()
 
 
 def unrestricted(labels, spec):
@@ -165,10 +164,29 @@ class Objects(unittest.TestCase):
         for item in self.each():
             custom = CUSTOM.get((item["apiVersion"], item["kind"]))
             if custom:
-                jsonschema.validate(item["spec"], custom)
+                jsonschema.validate(item, custom)
                 continue
             for version in VERSIONS:
                 kubernetes_validate.validate(item, version, strict=True)
+
+    def test_wrong_custom_resources_would_be_found(self):
+        items = objects(EXAMPLES["production"])
+        seen = {(item["apiVersion"], item["kind"]) for item in items} & set(CUSTOM)
+        self.assertEqual(seen, set(CUSTOM), "all three kinds are rendered")
+        of = lambda kind: copy.deepcopy(next(item for item in items if item["kind"] == kind))
+        broken = []
+        for kind, spoil in (
+            ("Certificate", lambda spec: spec["issuerRef"].update(kynd="Issuer")),
+            ("Certificate", lambda spec: spec["privateKey"].update(algorithm="ecdsa")),
+            ("PodMonitor", lambda spec: spec["podMetricsEndpoints"][0].update(interval="often")),
+            ("PrometheusRule", lambda spec: spec["groups"][0]["rules"][0].update(**{"for": 5})),
+        ):
+            item = of(kind)
+            spoil(item["spec"])
+            broken.append(item)
+        for item in broken:
+            with self.assertRaises(jsonschema.ValidationError):
+                jsonschema.validate(item, CUSTOM[item["apiVersion"], item["kind"]])
 
     def test_every_pod_is_restricted(self):
         seen = 0
@@ -217,6 +235,128 @@ class Objects(unittest.TestCase):
                     volumes |= {claim["metadata"]["name"] for claim in item["spec"].get("volumeClaimTemplates", [])}
                     mounts = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
                     self.assertEqual(volumes, mounts)
+
+    def test_names_that_look_like_something_else(self):
+        """Releases, namespaces and Secrets may be called 123, on or true, which YAML reads as numbers and booleans."""
+        odd = {
+            "gateway": {"tls": {"existingSecret": "123"}},
+            "chat": {"signingKeys": {"existingSecret": "1e3"}, "pod": {"priorityClassName": "0x1f", "labels": {"canary": "on"}}},
+            "database": {"existingSecret": "0o17"},
+            "nats": {"existingSecret": "true"},
+            "certificateAuthorities": {"existingSecret": "null"},
+            "indexer": {"storage": {"storageClass": "1.5"}},
+            "probe": {"enabled": True, "existingSecret": "0b1"},
+            "image": {"pullSecrets": ["007"], "tag": "1.10"},
+            "commonLabels": {"team": "12"},
+            "telemetry": {"otlpEndpoint": "http://c:4318", "existingSecret": "42", "resourceAttributes": {"a": "1:20"}},
+        }
+        bundled = {"database": {"bundled": {"existingSecret": "0777", "storage": {"storageClass": "123"}}}, "nats": {"existingSecret": "1e9"}}
+        releases = [("on", "007"), ("true", "on"), ("null", "1e3"), ("my.app", "0x1f"), ("a" * 53, "n" * 63), ("a.b-c", "y")]
+        for name, namespace in releases:
+            for values in (merge(EXAMPLES["small"], odd), merge(EXAMPLES["trial"], bundled), EXAMPLES["production"]):
+                for item in objects(values, name=name, namespace=namespace):
+                    with self.subTest(f"{name} in {namespace}: {item['kind']} {item['metadata']['name']}"):
+                        self.assertEqual(item["metadata"]["namespace"], namespace)
+                        self.assertRegex(item["metadata"]["name"], r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
+                        for key, value in item["metadata"]["labels"].items():
+                            self.assertRegex(key, r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+                            self.assertRegex(value, r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
+                        custom = CUSTOM.get((item["apiVersion"], item["kind"]))
+                        if custom:
+                            jsonschema.validate(item, custom)
+                        else:
+                            kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+
+    def test_two_releases_in_one_namespace(self):
+        """They have no object in common, and neither selects a pod of the other or lets it in."""
+        names = ("chat", "chat-next")
+        one, other = (objects(EXAMPLES["trial"], name=name) for name in names)
+        of = lambda items: {(item["kind"], item["metadata"]["name"]) for item in items}
+        self.assertEqual(of(one) & of(other), set())
+        labels = [labels for labels, _ in pods(other).values()]
+        selectors = 0
+        for item in one:
+            stack = [item["spec"]] if "spec" in item else []
+            while stack:
+                found = stack.pop()
+                if isinstance(found, dict):
+                    for key, value in found.items():
+                        if key == "selector" and item["kind"] == "Service":
+                            value = {"matchLabels": value}
+                        if isinstance(value, dict) and "matchLabels" in value:
+                            selectors += 1
+                            self.assertFalse([pod for pod in labels if matches(value, pod)], item["metadata"]["name"])
+                        stack.append(value)
+                elif isinstance(found, list):
+                    stack += found
+        self.assertGreater(selectors, 40)
+
+    def test_an_upgrade_changes_nothing_that_cannot_be_changed(self):
+        """Of the same release: selectors, and what a StatefulSet is made with."""
+
+        def fixed(items):
+            found = {}
+            for item in items:
+                where = item["kind"], item["metadata"]["name"]
+                if item["kind"] in ("Deployment", "StatefulSet"):
+                    found[where] = {key: item["spec"].get(key) for key in ("selector", "serviceName", "volumeClaimTemplates", "podManagementPolicy")}
+                if item["kind"] == "PersistentVolumeClaim":
+                    found[where] = {key: value for key, value in item["spec"].items() if key != "resources"}
+                if item["kind"] == "Service":
+                    found[where] = item["spec"].get("clusterIP")
+            return found
+
+        other = {
+            "image": {"tag": "9.9.9"},
+            "commonLabels": {"team": "a"},
+            "log": {"format": "text"},
+            "networkPolicy": {"enabled": False},
+            "tests": {"enabled": False},
+            "telemetry": {"otlpEndpoint": "http://collector:4318"},
+            "certificateAuthorities": {"existingSecret": "ours"},
+            "indexer": {"storage": {"size": "20Gi"}},
+            **{name: {"pod": {"labels": {"canary": "yes"}}} for name in ("gateway", "notify")},
+        }
+        for name, values in EXAMPLES.items():
+            with self.subTest(name):
+                before, after = fixed(objects(values)), fixed(objects(merge(values, other)))
+                self.assertEqual({key: after.get(key) for key in before}, before)
+
+    def test_hooks_and_objects_share_no_name(self):
+        """Helm does not take over an object that a hook of an older release made: one that is a hook must not become none."""
+        of = lambda items, hook: {
+            (item["kind"], item["metadata"]["name"]) for item in items if ("helm.sh/hook" in item["metadata"].get("annotations", {})) == hook
+        }
+        every = [objects(values) for values in EXAMPLES.values()]
+        hooks = set().union(*(of(items, True) for items in every))
+        others = set().union(*(of(items, False) for items in every))
+        self.assertEqual(hooks & others, set())
+
+    def test_every_pod_pulls_and_is_placed_alike(self):
+        place = {"nodeSelector": {"pool": "chat"}, "tolerations": [{"key": "chat", "operator": "Exists"}], "priorityClassName": "high"}
+        where = (*SERVICES, "probe", "migrations", "tests", "database.bundled", "nats.bundled")
+        probe = {"probe": {"enabled": True, "existingSecret": "probe"}, "gateway": {"publicHost": "localhost"}}
+        values = merge(merge(EXAMPLES["trial"], at("image.pullSecrets", ["mirror"])), probe)
+        for path in where:
+            values = merge(values, at(f"{path}.pod", place))
+        seen = 0
+        for component, (_, spec) in pods(objects(values)).items():
+            with self.subTest(component):
+                seen += 1
+                self.assertEqual(spec["imagePullSecrets"], [{"name": "mirror"}])
+                self.assertEqual({key: spec[key] for key in place}, place)
+        self.assertEqual(seen, len(where))
+
+    def test_policies_follow_the_urls(self):
+        values = merge(EXAMPLES["production"], {
+            "nats": {"url": "nats://a:4223,tls://b,nats://[fd00::1]:4224"},
+            "meilisearch": {"url": "https://search.example.org"},
+            "telemetry": {"otlpEndpoint": "https://otlp.example.org/v1"},
+        })
+        allowed = flows(objects(values))
+        out = lambda component: {port for a, b, port in allowed if (a, b) == (component, "outside")}
+        self.assertEqual(out("indexer"), {53, 5432, 4222, 4223, 4224, 443})
+        self.assertEqual(out("gateway"), {53, 4222, 4223, 4224, 443})
 
     def test_no_secret_is_in_a_config_map_or_a_plain_variable(self):
         for item in self.each():
@@ -305,6 +445,12 @@ class Objects(unittest.TestCase):
                     drains += sum(int(v) / 1000 for k, v in env.items() if "__DRAIN__" in k or k.endswith("DRAIN_DELAY_MS"))
                     self.assertGreater(drains, 0)
                     self.assertGreaterEqual(item["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], drains + 10)
+        # What an adapter serves for the streams is what notify_service says of them.
+        metrics = [m for i in objects(EXAMPLES["production"]) if i["kind"] == "HorizontalPodAutoscaler" for m in i["spec"]["metrics"]]
+        (streams,) = [m["pods"] for m in metrics if m["type"] == "Pods"]
+        self.assertEqual(streams["target"], {"type": "AverageValue", "averageValue": "20000"})
+        source = (CHART.parents[1] / "notify_service/src/metrics.rs").read_text()
+        self.assertIn(f'i64_up_down_counter("{streams["metric"]["name"].replace("_", ".")}")', source)
         budgets = {i["metadata"]["name"] for i in objects(EXAMPLES["small"]) if i["kind"] == "PodDisruptionBudget"}
         self.assertEqual(budgets, {"fechatter-gateway", "fechatter-chat", "fechatter-notify"})
 

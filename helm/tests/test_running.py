@@ -1,8 +1,10 @@
 """The real binaries, started from what the chart renders: commands, variables, mounted files, a read-only root, probes, shutdown."""
 
+import copy
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +15,22 @@ import helm_python
 
 import node
 from chart import CHART, EXAMPLES, SERVICES, merge, objects, pods
-from release import BINARIES, BINARY, Release, made_secrets
+from release import BINARIES, BINARY, PASSWORDS, Release, made_secrets
 
 PREFIX = {name: f"FECHATTER_{name.upper()}__" for name in SERVICES}
 # Their least value is that of another setting, which is too low as well then.
 DEPENDENT = {("stream", "heartbeat_max_seconds"), ("batch", "backlog_max_events")}
+
+# Settings that are not among the chart's `settings`: those it makes from other values, ...
+MADE = {
+    "listen", "admin_listen", "drain_seconds", "drain_delay_ms", "log.format", "log.filter",
+    "nats.url", "nats.user", "nats.password", "nats.stream_replicas", "database.url", "auth.jwks_url",
+    "redirect_listen", "public_port", "tls.certificate", "tls.key", "upstreams.chat", "upstreams.notify", "upstreams.indexer",
+    "drain.delay_ms", "drain.timeout_ms", "drain.stream_spread_ms",
+    "auth.keys_dir", "engine.kind", "engine.path", "engine.meili_url", "engine.meili_key",
+}
+# ... and those that need a file or a socket which it does not mount.
+UNMOUNTED = {"tls.additional", "tls.client_ca", "acme_challenges", "upgrade_socket"}
 
 # Nobody wants to wait for load balancers here.
 QUICK = {
@@ -27,11 +40,39 @@ QUICK = {
 }
 
 
-def conversation(folder):
-    """Starts a whole release, runs its `helm test`, and ends it; raises AssertionError with what went wrong."""
+def bundled(folder):
+    """The release of a trial, all of it."""
     release = Release(folder, QUICK)
     release.start_servers()
     release.migrate()
+    converse(release)
+
+
+def external(folder):
+    """A release whose PostgreSQL and NATS are elsewhere, behind TLS of an authority of the operator's own."""
+    values = {
+        "database": {"existingSecret": "fechatter-urls", "bundled": {"enabled": False}},
+        "nats": {"url": "tls://localhost:4222", "bundled": {"enabled": False}},
+        "certificateAuthorities": {"existingSecret": "fechatter-authorities"},
+    }
+    release = Release(folder, merge(QUICK, values))
+    roles = {"owner": "fechatter_owner", **{name: f"fechatter_{name}_login" for name in SERVICES}}
+    url = lambda name: f"postgres://{roles[name]}:{PASSWORDS[f'{name}-password']}@localhost:5432/fechatter?sslmode=verify-full"
+    release.secrets["fechatter-urls"] = {f"{name}-url": url(name) for name in roles}
+    release.secrets["fechatter-authorities"] = {"ca.crt": release.secrets["fechatter-tls"]["ca.crt"]}
+    release.encrypt_servers()
+    release.start_servers()
+    release.migrate()
+    public = copy.deepcopy(release.specs["migrations"])
+    container = public["containers"][0]
+    container["env"] = [variable for variable in container["env"] if variable["name"] != "PGSSLROOTCERT"]
+    stranger = release.node.run("stranger", public, {"/usr/local/bin/migrations": BINARIES / "migrations"})
+    assert stranger.wait(40) != 0 and "UnknownIssuer" in stranger.tail(), stranger.tail()
+    converse(release)
+
+
+def converse(release):
+    """Starts the services, runs the chart's `helm test`, and ends them; raises AssertionError with what went wrong."""
     release.start_services()
     for name in SERVICES:
         assert release.pods[name].probe("livenessProbe") == (200, "ok\n"), name
@@ -79,6 +120,26 @@ def bounds(schema, path=()):
             yield (*path, key), value["minimum"], value["maximum"]
 
 
+def known_settings(name, path=()):
+    """Dotted paths of everything the process can be told, which it lists when it is told something that is none of it."""
+    variable = "__".join((*path, "no_such_setting")).upper()
+    done = subprocess.run([BINARIES / BINARY[name]], env={f"{PREFIX[name]}{variable}": "1"}, capture_output=True, text=True)
+    unknown = re.search(r"unknown field: found `no_such_setting`, expected (.*?) \(from", done.stderr + done.stdout)
+    if not unknown:
+        return {".".join(path)}
+    return set().union(*(known_settings(name, (*path, key)) for key in re.findall(r"`+(\w+)`", unknown[1])))
+
+
+def chart_settings(schema, path=""):
+    """Dotted paths of the settings that the schema has."""
+    for key, value in schema["properties"].items():
+        where = f"{path}.{key}" if path else key
+        if "properties" in value:
+            yield from chart_settings(value, where)
+        else:
+            yield where
+
+
 def with_settings(name, chosen):
     """The pod of a service with these settings; those that the schema refuses as the template would write them."""
     settings = {}
@@ -107,6 +168,12 @@ def with_settings(name, chosen):
 
 class Running(unittest.TestCase):
     def test_a_release_starts_serves_and_ends(self):
+        self.run_release("bundled")
+
+    def test_external_servers_behind_tls_are_reached(self):
+        self.run_release("external")
+
+    def run_release(self, which):
         if os.environ.get("FECHATTER_WITHOUT_NAMESPACES"):
             self.skipTest("FECHATTER_WITHOUT_NAMESPACES is set")
         able = subprocess.run([*node.UNSHARE, "true"], capture_output=True, text=True)
@@ -118,7 +185,7 @@ class Running(unittest.TestCase):
         )
         with tempfile.TemporaryDirectory(prefix="fechatter-") as folder:
             result = subprocess.run(
-                [*node.UNSHARE, sys.executable, __file__, "conversation", folder], capture_output=True, text=True, timeout=300
+                [*node.UNSHARE, sys.executable, __file__, which, folder], capture_output=True, text=True, timeout=300
             )
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         for step in ("signed up two people", "sent a message", "received it by SSE", "found it by search", "the probe's round passed"):
@@ -142,6 +209,19 @@ class Running(unittest.TestCase):
                     said = self.complaints(name, wrong)
                     for path in wrong:
                         self.assertTrue(any(f"{'.'.join(path)}: " in line for line in said), f"{path} was not refused: {said}")
+
+    def test_every_setting_of_the_processes_can_be_set(self):
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        made = set()
+        for name in SERVICES:
+            with self.subTest(name):
+                known = known_settings(name)
+                settings = set(chart_settings(schema["properties"][name]["properties"]["settings"]))
+                self.assertEqual(settings - known, set(), "no such setting")
+                self.assertEqual(known - settings - MADE - UNMOUNTED, set(), "not in values.schema.json")
+                self.assertEqual(settings & MADE, set(), "set twice")
+                made |= known & (MADE | UNMOUNTED)
+        self.assertEqual(made, MADE | UNMOUNTED)
 
     def complaints(self, name, chosen):
         """What a process says about settings, given by their paths, as the chart renders them."""
@@ -170,7 +250,7 @@ class Running(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["conversation"]:
-        conversation(pathlib.Path(sys.argv[2]))
+    if sys.argv[1:2] in (["bundled"], ["external"]):
+        globals()[sys.argv[1]](pathlib.Path(sys.argv[2]))
     else:
         unittest.main()

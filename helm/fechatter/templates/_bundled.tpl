@@ -7,29 +7,27 @@ Takes {root, component, values, port, user, portName, container, volumes, dataPa
 {{- $labels := dict "root" .root "component" .component -}}
 apiVersion: apps/v1
 kind: StatefulSet
-metadata:
-  name: {{ $name }}
-  namespace: {{ .root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
+metadata: {{- include "fechatter.metadata" (merge (dict "name" $name) $labels) | nindent 2 }}
 spec:
   replicas: 1
-  serviceName: {{ $name }}
+  serviceName: {{ $name | quote }}
   selector:
     matchLabels: {{- include "fechatter.selector" $labels | nindent 6 }}
   template:
     metadata:
-      labels: {{- include "fechatter.labels" $labels | nindent 8 }}
+      labels: {{- include "fechatter.labels" (merge (dict "more" .values.pod.labels) $labels) | nindent 8 }}
       annotations:
         checksum/config: {{ .config | default "" | sha256sum }}
+        {{- with .values.pod.annotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
     spec:
-      serviceAccountName: {{ $name }}
-      automountServiceAccountToken: false
-      enableServiceLinks: false
+      {{- include "fechatter.podSpec" (dict "root" .root "account" $name "user" .user "pod" .values.pod) | nindent 6 }}
       terminationGracePeriodSeconds: 60
-      securityContext: {{- include "fechatter.podSecurity" .user | nindent 8 }}
       containers:
         - name: {{ .component }}
-          image: {{ .values.image }}
+          image: {{ .values.image | quote }}
+          imagePullPolicy: {{ .root.Values.image.pullPolicy }}
           ports:
             - {name: {{ .portName }}, containerPort: {{ .port }}, protocol: TCP}
           {{- .container | trim | nindent 10 }}
@@ -54,17 +52,11 @@ spec:
       spec:
         accessModes: [ReadWriteOnce]
         {{- with .values.storage.storageClass }}
-        storageClassName: {{ . }}
+        storageClassName: {{ . | quote }}
         {{- end }}
-        resources: {requests: {storage: {{ .values.storage.size }}}}
+        resources: {requests: {storage: {{ .values.storage.size | quote }}}}
 ---
 {{ include "fechatter.headless" (dict "root" .root "component" .component "port" .port "portName" .portName) }}
 ---
-apiVersion: v1
-kind: ServiceAccount
-metadata:
-  name: {{ $name }}
-  namespace: {{ .root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
-automountServiceAccountToken: false
+{{ include "fechatter.serviceAccount" (merge (dict "name" $name) $labels) }}
 {{- end -}}

@@ -73,14 +73,69 @@ What values.schema.json cannot say: values that contradict each other or lack a 
 {{- if and $values.autoscaling.enabled (gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) -}}
 {{- $faults = append $faults (printf "%s.autoscaling.maxReplicas: %d is below minReplicas %d; raise it" $component (int $values.autoscaling.maxReplicas) (int $values.autoscaling.minReplicas)) -}}
 {{- end -}}
+{{- $least := ternary (int $values.autoscaling.minReplicas) (int (include "fechatter.replicas" (dict "values" $values "default" 2))) $values.autoscaling.enabled -}}
+{{- $away := int $values.podDisruptionBudget.maxUnavailable -}}
+{{- if and $values.podDisruptionBudget.enabled (gt $least 1) (ge $away $least) -}}
+{{- $faults = append $faults (printf "%s.podDisruptionBudget.maxUnavailable: %d of %d replicas would leave none; set at most %d" $component $away $least (sub $least 1)) -}}
 {{- end -}}
-{{- if eq $v.gateway.service.type "ClusterIP" -}}
-{{- if $v.gateway.service.loadBalancerSourceRanges -}}
+{{- range $key := list "issuer" "audience" -}}
+{{- $ours := get ($v.chat.settings.auth | default dict) $key | default "fechatter" -}}
+{{- $theirs := get ($values.settings.auth | default dict) $key | default "fechatter" -}}
+{{- if ne $ours $theirs -}}
+{{- $faults = append $faults (printf "%s.settings.auth.%s: %q would refuse the tokens that chat signs for %q; set the same one in gateway, chat, notify and indexer" $component $key $theirs $ours) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.gateway.service.loadBalancerSourceRanges (ne $v.gateway.service.type "LoadBalancer") -}}
 {{- $faults = append $faults "gateway.service.loadBalancerSourceRanges: only a LoadBalancer heeds it; set gateway.service.type to LoadBalancer or leave it empty" -}}
+{{- end -}}
+{{- with $v.gateway.settings.hosts -}}
+{{- $public := $v.gateway.publicHost -}}
+{{- if and $public (not (or (has $public .) (has (printf "*.%s" (regexReplaceAll "^[^.]*[.]" $public "")) .))) -}}
+{{- $faults = append $faults (printf "gateway.settings.hosts: clients ask for gateway.publicHost, which is not in it; add %s" $public) -}}
+{{- else if and (not $public) $v.tests.enabled -}}
+{{- $faults = append $faults "gateway.publicHost: set it to one of gateway.settings.hosts, for `helm test` to ask for, or set tests.enabled to false" -}}
 {{- end -}}
 {{- end -}}
 {{- if eq (int $v.gateway.service.httpsPort) (int $v.gateway.service.httpPort) -}}
 {{- $faults = append $faults "gateway.service.httpPort: must differ from httpsPort" -}}
+{{- end -}}
+{{- if and $v.notify.autoscaling.streamsPerPod (not $v.notify.autoscaling.enabled) -}}
+{{- $faults = append $faults "notify.autoscaling.streamsPerPod: it would not be used; set notify.autoscaling.enabled to true, or streamsPerPod to 0" -}}
+{{- end -}}
+{{- with $v.notify.settings.stream -}}
+{{- $least := int (.heartbeat_min_seconds | default 15) -}}
+{{- $most := int (.heartbeat_max_seconds | default 25) -}}
+{{- if gt $least $most -}}
+{{- $faults = append $faults (printf "notify.settings.stream.heartbeat_max_seconds: %d is below heartbeat_min_seconds %d; raise it" $most $least) -}}
+{{- end -}}
+{{- end -}}
+{{- with $v.indexer.settings.batch -}}
+{{- $calm := int (.max_events | default 10) -}}
+{{- $backlog := int (.backlog_max_events | default 1000) -}}
+{{- if gt $calm $backlog -}}
+{{- $faults = append $faults (printf "indexer.settings.batch.backlog_max_events: %d is below max_events %d; raise it" $backlog $calm) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.telemetry.existingSecret (not $v.telemetry.otlpEndpoint) -}}
+{{- $faults = append $faults "telemetry.existingSecret: it would not be used; set telemetry.otlpEndpoint, or leave it empty" -}}
+{{- end -}}
+{{- $labelled := dict "commonLabels" $v.commonLabels -}}
+{{- range $component := list "gateway" "chat" "notify" "indexer" "probe" "migrations" "tests" -}}
+{{- $_ := set $labelled (printf "%s.pod.labels" $component) ((index $v $component).pod.labels | default dict) -}}
+{{- end -}}
+{{- range $server := list "database" "nats" "meilisearch" -}}
+{{- $_ := set $labelled (printf "%s.bundled.pod.labels" $server) ((index $v $server).bundled.pod.labels | default dict) -}}
+{{- end -}}
+{{- range $where, $labels := $labelled -}}
+{{- range $key, $_ := $labels -}}
+{{- if regexMatch "^(app[.]kubernetes[.]io|helm[.]sh)/" $key -}}
+{{- $faults = append $faults (printf "%s: %s is the chart's own; choose another key" $where $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]" (include "fechatter.fullname" .)) -}}
+{{- $faults = append $faults (printf "fullnameOverride: names of Services begin with a letter, %s does not; set it to one that does" (include "fechatter.fullname" .)) -}}
 {{- end -}}
 {{- range $switch, $files := dict "prometheusRule" "files/rules/*.yaml" "dashboards" "files/dashboards/*.json" -}}
 {{- if and (index $v.monitoring $switch).enabled (not ($.Files.Glob $files)) -}}

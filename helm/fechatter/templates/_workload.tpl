@@ -8,12 +8,11 @@ The Deployment of one of our processes. Takes
 {{- $name := printf "%s-%s" (include "fechatter.fullname" $root) .component -}}
 {{- $labels := dict "root" $root "component" .component -}}
 {{- $pod := .values.pod -}}
+{{- /* The probe asks the gateway alone, whose certificate is checked as clients check it. */ -}}
+{{- $authorities := ternary $root nil (and (not .withoutNats) (ne $root.Values.certificateAuthorities.existingSecret "")) -}}
 apiVersion: apps/v1
 kind: Deployment
-metadata:
-  name: {{ $name }}
-  namespace: {{ $root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
+metadata: {{- include "fechatter.metadata" (merge (dict "name" $name) $labels) | nindent 2 }}
 spec:
   {{- /* An autoscaler owns the number; setting it here would take it back at each upgrade. */}}
   {{- if not .values.autoscaling.enabled }}
@@ -33,34 +32,13 @@ spec:
     matchLabels: {{- include "fechatter.selector" $labels | nindent 6 }}
   template:
     metadata:
-      labels:
-        {{- include "fechatter.labels" $labels | nindent 8 }}
-        {{- with $pod.labels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+      labels: {{- include "fechatter.labels" (merge (dict "more" $pod.labels) $labels) | nindent 8 }}
       {{- with $pod.annotations }}
       annotations: {{- toYaml . | nindent 8 }}
       {{- end }}
     spec:
-      serviceAccountName: {{ $name }}
-      automountServiceAccountToken: false
-      enableServiceLinks: false
+      {{- include "fechatter.podSpec" (dict "root" $root "account" $name "user" 10001 "pod" $pod) | nindent 6 }}
       terminationGracePeriodSeconds: {{ .graceSeconds }}
-      {{- with $root.Values.image.pullSecrets }}
-      imagePullSecrets:
-        {{- range . }}
-        - name: {{ . }}
-        {{- end }}
-      {{- end }}
-      {{- with $pod.priorityClassName }}
-      priorityClassName: {{ . }}
-      {{- end }}
-      {{- with $pod.nodeSelector }}
-      nodeSelector: {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with $pod.tolerations }}
-      tolerations: {{- toYaml . | nindent 8 }}
-      {{- end }}
       affinity:
         podAntiAffinity:
           preferredDuringSchedulingIgnoredDuringExecution:
@@ -75,10 +53,9 @@ spec:
           whenUnsatisfiable: ScheduleAnyway
           labelSelector:
             matchLabels: {{- include "fechatter.selector" $labels | nindent 14 }}
-      securityContext: {{- include "fechatter.podSecurity" 10001 | nindent 8 }}
       containers:
         - name: {{ .component }}
-          image: {{ include "fechatter.image" $root }}
+          image: {{ include "fechatter.image" $root | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
           command: [{{ printf "/usr/local/bin/%s" .binary }}]
           ports:
@@ -101,11 +78,11 @@ spec:
               value: {{ $root.Values.log.filter | quote }}
             {{- if not .withoutNats }}
             - name: {{ .prefix }}__NATS__URL
-              value: {{ include "fechatter.natsUrl" $root }}
+              value: {{ include "fechatter.natsUrl" $root | quote }}
             - name: {{ .prefix }}__NATS__USER
               value: {{ .component }}
             - name: NATS_PASSWORD
-              valueFrom: {secretKeyRef: {name: {{ $root.Values.nats.existingSecret }}, key: {{ .component }}-password}}
+              valueFrom: {secretKeyRef: {name: {{ $root.Values.nats.existingSecret | quote }}, key: {{ .component }}-password}}
             # Quoted: a password of digits alone must not be read as a number.
             - name: {{ .prefix }}__NATS__PASSWORD
               value: '"$(NATS_PASSWORD)"'
@@ -115,6 +92,9 @@ spec:
             {{- . | nindent 12 }}
             {{- end }}
             {{- include "fechatter.telemetryEnv" (dict "root" $root "component" .component) | trim | nindent 12 }}
+            {{- with $authorities }}
+            {{- include "fechatter.authoritiesEnv" . | nindent 12 }}
+            {{- end }}
           startupProbe:
             httpGet: {path: /live, port: admin}
             periodSeconds: 2
@@ -131,32 +111,33 @@ spec:
             failureThreshold: 3
           resources: {{- toYaml .values.resources | nindent 12 }}
           securityContext: {{- include "fechatter.containerSecurity" . | nindent 12 }}
-          {{- with .mounts }}
-          volumeMounts: {{- . | trim | nindent 12 }}
+          {{- if or (trim (.mounts | default "")) $authorities }}
+          volumeMounts:
+            {{- with trim (.mounts | default "") }}
+            {{- . | nindent 12 }}
+            {{- end }}
+            {{- with $authorities }}
+            {{- include "fechatter.authoritiesMount" . | nindent 12 }}
+            {{- end }}
+      volumes:
+        {{- with trim (.volumes | default "") }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        {{- with $authorities }}
+        {{- include "fechatter.authoritiesVolume" . | nindent 8 }}
+        {{- end }}
           {{- end }}
-      {{- with .volumes }}
-      volumes: {{- . | trim | nindent 8 }}
-      {{- end }}
 ---
-apiVersion: v1
-kind: ServiceAccount
-metadata:
-  name: {{ $name }}
-  namespace: {{ $root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
-automountServiceAccountToken: false
+{{ include "fechatter.serviceAccount" (merge (dict "name" $name) $labels) }}
 {{- $replicas := int (include "fechatter.replicas" (dict "values" .values "default" .defaultReplicas)) }}
 {{- if .values.autoscaling.enabled }}
 {{- $replicas = int .values.autoscaling.minReplicas }}
 ---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
-metadata:
-  name: {{ $name }}
-  namespace: {{ $root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
+metadata: {{- include "fechatter.metadata" (merge (dict "name" $name) $labels) | nindent 2 }}
 spec:
-  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name }}}
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ $name | quote }}}
   minReplicas: {{ .values.autoscaling.minReplicas }}
   maxReplicas: {{ .values.autoscaling.maxReplicas }}
   metrics:
@@ -168,7 +149,7 @@ spec:
     - type: Pods
       pods:
         metric: {name: notify_streams}
-        target: {type: AverageValue, averageValue: {{ . | quote }}}
+        target: {type: AverageValue, averageValue: {{ int64 . | quote }}}
     {{- end }}
   behavior:
     scaleDown:
@@ -180,10 +161,7 @@ spec:
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
-metadata:
-  name: {{ $name }}
-  namespace: {{ $root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" $labels | nindent 4 }}
+metadata: {{- include "fechatter.metadata" (merge (dict "name" $name) $labels) | nindent 2 }}
 spec:
   maxUnavailable: {{ .values.podDisruptionBudget.maxUnavailable }}
   unhealthyPodEvictionPolicy: AlwaysAllow
@@ -197,9 +175,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata:
-  name: {{ include "fechatter.fullname" .root }}-{{ .component }}
-  namespace: {{ .root.Release.Namespace }}
-  labels: {{- include "fechatter.labels" . | nindent 4 }}
+  {{- include "fechatter.metadata" (dict "root" .root "component" .component "name" (printf "%s-%s" (include "fechatter.fullname" .root) .component)) | nindent 2 }}
 spec:
   clusterIP: None
   selector: {{- include "fechatter.selector" . | nindent 4 }}
@@ -219,10 +195,14 @@ spec:
 - name: OTEL_SERVICE_INSTANCE_ID
   value: $(POD_NAME)
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.namespace.name={{ .root.Release.Namespace }},k8s.pod.name=$(POD_NAME),k8s.pod.uid=$(POD_UID),k8s.node.name=$(NODE_NAME),k8s.container.name={{ .component }},k8s.deployment.name={{ include "fechatter.fullname" .root }}-{{ .component }}{{ range $key, $value := $values.resourceAttributes }},{{ $key }}={{ $value }}{{ end }}
+  value: "k8s.namespace.name={{ .root.Release.Namespace }},k8s.pod.name=$(POD_NAME),k8s.pod.uid=$(POD_UID),k8s.node.name=$(NODE_NAME),k8s.container.name={{ .component }},k8s.deployment.name={{ include "fechatter.fullname" .root }}-{{ .component }}{{ range $key, $value := $values.resourceAttributes }},{{ $key }}={{ $value }}{{ end }}"
 {{- with $values.otlpEndpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
-  value: {{ . }}
+  value: {{ . | quote }}
+{{- with $values.existingSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: otlp-headers}}
+{{- end }}
 - name: OTEL_TRACES_SAMPLER
   value: parentbased_traceidratio
 - name: OTEL_TRACES_SAMPLER_ARG

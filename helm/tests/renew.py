@@ -1,10 +1,17 @@
-"""Writes the chart's README: its values, from values.schema.json (what they mean) and values.yaml (their defaults)."""
+"""What is generated from the chart, for `cargo dev chart` to write and for the tests to compare.
+
+The README: its values, from values.schema.json (what they mean) and values.yaml (their defaults). The golden renders: the objects of each
+example, so that a change of the chart shows in its review as the change of the objects that it makes.
+"""
 
 import json
+import pathlib
 
 import yaml
 
-from chart import CHART
+from chart import CHART, EXAMPLES, objects
+
+GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 
 HEAD = """# The Fechatter chart
 
@@ -13,7 +20,7 @@ The platform on Kubernetes 1.27 or newer. How to install, upgrade, scale and res
 
 Secrets are never values: each is a Secret that exists, made by you or by your secrets operator, and nothing here makes or changes one.
 
-Everything below is generated from `values.schema.json` and `values.yaml` by `helm/tests/values_readme.py`.
+Everything below is generated from `values.schema.json` and `values.yaml` by `cargo dev chart`.
 
 | value | default | accepted | what it is |
 |---|---|---|---|
@@ -25,6 +32,8 @@ def accepted(schema):
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kinds = schema.get("type", "")
     kinds = kinds if isinstance(kinds, list) else [kinds]
+    if "string" in kinds and "number" in kinds:
+        return "number, text"
     if "minimum" in schema and "maximum" in schema:
         return f"{schema['minimum']:,} to {schema['maximum']:,}" + (" or null" if "null" in kinds else "")
     if "minimum" in schema:
@@ -44,11 +53,30 @@ def rows(schema, defaults, path=""):
         yield f"| `{where}` | {shown} | {accepted(value)} | {value['description']} |"
 
 
-def render():
+def readme():
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     return HEAD + "\n".join(rows(schema, defaults)) + "\n"
 
 
+def golden(values):
+    """The objects as YAML, in order; without the text of files, which are in the repository as well."""
+    items = objects(values)
+    for item in items:
+        if item["kind"] == "ConfigMap":
+            item["data"] = {name: "the file" for name in item["data"]}
+        elif item["kind"] == "PrometheusRule":
+            item["spec"] = "the file"
+    items.sort(key=lambda item: (item["kind"], item["metadata"]["name"]))
+    return yaml.safe_dump_all(items, sort_keys=True, width=160)
+
+
+def renewed():
+    """Path to text of every generated file."""
+    return {CHART / "README.md": readme(), **{GOLDEN / f"{name}.yaml": golden(values) for name, values in EXAMPLES.items()}}
+
+
 if __name__ == "__main__":
-    (CHART / "README.md").write_text(render())
+    GOLDEN.mkdir(exist_ok=True)
+    for path, text in renewed().items():
+        path.write_text(text)
