@@ -287,3 +287,16 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        let of = |text: &str| version_of(Command::new("echo").arg(text));
+        assert_eq!(of("nats-server: v2.15.1"), Some((2, 15)));
+        assert_eq!(of("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(of("go is not a version"), None);
+    }
+}
