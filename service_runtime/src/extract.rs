@@ -28,6 +28,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 "The body must be JSON; set `Content-Type: application/json`.",
             ));
         }
+        if is_encoded(request.headers()) {
+            return Err(ApiError::new(
+                Code::UnsupportedMediaType,
+                "The body must be sent as it is, without `Content-Encoding`.",
+            ));
+        }
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|rejection| match rejection {
@@ -64,6 +70,13 @@ fn is_json(headers: &HeaderMap) -> bool {
     };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    encodings
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Parses a JSON object and says where it does not fit.
@@ -162,7 +175,7 @@ fn parse_members<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         if inner.classify() == serde_json::error::Category::Data {
             let text = inner.to_string();
             // The position adds nothing once the field is named.
-            let detail = text.split(" at line ").next().unwrap_or_default().to_owned();
+            let detail = for_people(text.split(" at line ").next().unwrap_or_default());
             Problem::field(
                 if path == "." { "body".to_owned() } else { path },
                 data_code(&detail),
@@ -174,6 +187,28 @@ fn parse_members<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
     Ok(value)
+}
+
+/// What a parser says of a value, without the names of our types.
+fn for_people(detail: &str) -> String {
+    match detail {
+        "invalid digit found in string" | "cannot parse integer from empty string" => "expected an integer".to_owned(),
+        "number too large to fit in target type" | "number too small to fit in target type" => {
+            "the integer is out of range".to_owned()
+        }
+        detail => {
+            let expected = [
+                ("i64", "an integer"),
+                ("i32", "an integer"),
+                ("u64", "an integer from 0 up"),
+            ];
+            let named = expected.iter().find_map(|(of_ours, name)| {
+                let told = detail.strip_suffix(of_ours)?.strip_suffix("expected ")?;
+                Some(format!("{told}expected {name}"))
+            });
+            named.unwrap_or_else(|| detail.to_owned())
+        }
+    }
 }
 
 fn data_code(detail: &str) -> &'static str {
@@ -216,7 +251,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                     Some((field, detail)) if !field.contains(' ') => (field, detail),
                     _ => ("query", text),
                 };
-                Err(Problem::field(field, data_code(detail), detail).into())
+                Err(Problem::field(field, data_code(detail), for_people(detail)).into())
             }
             Err(_) => Err(ApiError::new(Code::BadRequest, "The query string could not be read.")),
         }

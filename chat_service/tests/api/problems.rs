@@ -1,6 +1,6 @@
 //! Every client's mistake has its answer, and none is a 500.
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::support::{App, answer, assert_problem};
@@ -157,4 +157,72 @@ async fn a_row_that_somebody_holds_makes_nobody_wait_for_ever() {
     assert_eq!(owner.get("/api/me").await.0.as_u16(), 200);
     holder.rollback().await.unwrap();
     owner.say(chat, "free again").await;
+}
+
+#[tokio::test]
+async fn methods_paths_and_members_are_told_apart() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let chat = owner.chat("private_channel", &[]).await;
+    let send = |method: Method, path: &str| {
+        let request = app
+            .http
+            .request(method, format!("{}{path}", app.url))
+            .bearer_auth(&owner.token);
+        async move { request.send().await.unwrap() }
+    };
+    for (method, path, allow) in [
+        (Method::PUT, "/api/chat".to_owned(), "GET,HEAD,POST"),
+        (Method::OPTIONS, "/api/signin".to_owned(), "POST"),
+        (Method::POST, format!("/api/chat/{chat}"), "GET,HEAD,PATCH,DELETE"),
+    ] {
+        let refused = send(method, &path).await;
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(refused.headers()["allow"], allow, "{path}");
+        assert_eq!(refused.headers()["content-type"], "application/problem+json");
+    }
+    for path in [
+        "/api/chat/",
+        "//api/chat",
+        "/api/CHAT",
+        &format!("/api/chat/{chat}/"),
+        "/api/chat/%ff",
+    ] {
+        let unknown = send(Method::GET, path).await;
+        assert_eq!(unknown.status(), StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(unknown.headers()["content-type"], "application/problem+json", "{path}");
+    }
+    let head = send(Method::HEAD, "/api/me").await;
+    assert_eq!(head.status(), StatusCode::OK);
+    assert!(head.bytes().await.unwrap().is_empty());
+
+    let url = format!("{}/api/chat/{chat}/messages", app.url);
+    let post = |body: &'static str| {
+        let request = app.http.post(&url).bearer_auth(&owner.token);
+        answer(request.header("content-type", "application/json").body(body))
+    };
+    let twice = post(r#"{"content":"a","content":"b"}"#).await;
+    assert_problem(&twice, 422, "validation_failed");
+    assert_problem(&post(r#"{"content":"\ud800"}"#).await, 400, "malformed_json");
+    let number = post(r#"{"content":"a","idempotency_key":7}"#).await;
+    assert_eq!(number.1["errors"][0]["field"], "idempotency_key", "{}", number.1);
+    // Compressed bodies are not read, and not taken for broken JSON.
+    let packed = app
+        .http
+        .post(&url)
+        .bearer_auth(&owner.token)
+        .header("content-type", "application/json");
+    let packed = packed.header("content-encoding", "gzip").body(vec![0x1f, 0x8b, 8, 0]);
+    assert_problem(&answer(packed).await, 415, "unsupported_media_type");
+    let page = owner.get(&format!("/api/chat/{chat}/messages")).await.1;
+    assert_eq!(page["items"], json!([]), "nothing came of all that");
+    // What is wrong is said in words for people.
+    let wrong = owner
+        .post("/api/chat", json!({"kind": "group", "member_ids": ["x"]}))
+        .await;
+    let detail = wrong.1["errors"][0]["detail"].as_str().unwrap();
+    assert!(detail.ends_with("expected an integer"), "{detail}");
+    let wrong = owner.get("/api/chat?limit=x").await;
+    let detail = wrong.1["errors"][0]["detail"].as_str().unwrap();
+    assert!(detail.contains("integer"), "{detail}");
 }
