@@ -1,4 +1,4 @@
-//! States that must not be, written as the service's own role would write them: the database refuses each by name.
+//! States that must not be, whoever would write them: the database refuses each by name.
 
 use sqlx::{Connection, Executor, PgConnection};
 
