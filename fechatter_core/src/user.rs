@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::is_nfkc;
 
 /// A user's role in the workspace, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
@@ -89,10 +90,13 @@ pub(crate) const QUIET: [RangeInclusive<char>; 10] = [
     '\u{e0000}'..='\u{e0fff}',
 ];
 
+fn is_in(ranges: &[RangeInclusive<char>], c: char) -> bool {
+    ranges.iter().any(|range| range.contains(&c))
+}
+
 /// Checks a display name (user, workspace, chat): trimmed, at most `chars_max`, beginning with something to see, without control
 /// characters and [`MISLEADING`] ones.
 pub fn is_name(text: &str, chars_max: usize) -> bool {
-    let is_in = |ranges: &[RangeInclusive<char>], c: char| ranges.iter().any(|range| range.contains(&c));
     text.chars().next().is_some_and(|first| !is_in(&QUIET, first))
         && text.trim() == text
         && text.chars().count() <= chars_max
@@ -100,7 +104,9 @@ pub fn is_name(text: &str, chars_max: usize) -> bool {
         && !text.chars().any(|c| is_in(&MISLEADING, c))
 }
 
-/// Checks the outer form of an email address: `local@domain` with a dotted domain or a bare host, printable, no spaces.
+/// Checks the outer form of an email address: `local@domain` with a dotted domain or a bare host, no spaces, nothing that is not seen
+/// ([`MISLEADING`], [`QUIET`]), and letters in their one normal form (Unicode NFKC): two accounts do not look the same because one is
+/// written in full width or with its accents apart.
 ///
 /// Whether it can receive mail only a mail can tell, so nothing finer is attempted.
 pub fn is_email(text: &str) -> bool {
@@ -111,7 +117,10 @@ pub fn is_email(text: &str) -> bool {
         && !local.is_empty()
         && local.len() <= 64
         && !local.contains('@')
-        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+        && !text
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || is_in(&MISLEADING, c) || is_in(&QUIET, c))
+        && is_nfkc(text)
         && !domain.is_empty()
         && domain.split('.').all(|label| {
             !label.is_empty()
@@ -145,7 +154,21 @@ mod tests {
             assert!(is_email(good), "{good}");
         }
         for bad in [
-            "", "a", "@b.co", "a@", "a b@c.de", "a@b..c", "a@-b.c", "a@b@c.de", "a@b.c\n",
+            "",
+            "a",
+            "@b.co",
+            "a@",
+            "a b@c.de",
+            "a@b..c",
+            "a@-b.c",
+            "a@b@c.de",
+            "a@b.c\n",
+            // What looks like another address: unseen characters, full width, accents apart.
+            "ada\u{200B}@example.org",
+            "ada\u{200D}@example.org",
+            "\u{202E}ada@example.org",
+            "ａda@example.org",
+            "jo@exa\u{308}mple.de",
         ] {
             assert!(!is_email(bad), "{bad:?}");
         }
