@@ -57,7 +57,7 @@ impl Store {
         Ok(UnitOfWork {
             transaction: begin(&self.pool).await?,
             wake: Arc::clone(&self.wake),
-            shard: None,
+            shards: Vec::new(),
         })
     }
 
@@ -86,8 +86,8 @@ pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx
 pub struct UnitOfWork {
     transaction: Transaction<'static, Postgres>,
     wake: Arc<Wake>,
-    /// The shard that events were appended to.
-    shard: Option<i16>,
+    /// The shards that events were appended to.
+    shards: Vec<i16>,
 }
 
 /// One connection outside a transaction.
@@ -100,7 +100,7 @@ impl UnitOfWork {
     /// Makes everything written so far permanent, events included.
     pub async fn commit(self) -> Result<(), Error> {
         self.transaction.commit().await?;
-        if let Some(shard) = self.shard {
+        for shard in self.shards {
             self.wake.notify(shard);
         }
         Ok(())
@@ -126,7 +126,7 @@ impl UnitOfWork {
         scope_id: i64,
         data: &[T],
     ) -> Result<(), Error> {
-        self.shard = Some(shard_of(scope_id));
+        self.shards.push(shard_of(scope_id));
         Outbox(&mut self.transaction)
             .append_all(event_type, workspace, scope_id, data)
             .await

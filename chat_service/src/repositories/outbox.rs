@@ -15,8 +15,8 @@ impl Outbox<'_> {
     /// Appends events of one type and scope, in order. `scope_id` is the chat's id, or the user's for `user.*` and
     /// `session.*`; it decides the shard.
     ///
-    /// Raising the shard's position locks its row until the commit: call this last in the transaction, and only for
-    /// one scope per transaction, so that two transactions never wait for each other in a circle.
+    /// Raising the shard's position locks its row until the commit: call this last in the transaction, and for several scopes in
+    /// the order of their shards, so that two transactions never wait for each other in a circle.
     pub async fn append_all<T: Serialize>(
         &mut self,
         event_type: EventType,

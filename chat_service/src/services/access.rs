@@ -13,8 +13,10 @@ pub async fn member(repositories: &mut impl Repositories, actor: Actor, chat: Ch
     judge(row)
 }
 
-/// Like [`member`], and holds membership and chat until the transaction ends.
+/// Like [`member`], and holds membership and chat until the transaction ends. Who may not know of the chat, or is not in it, holds
+/// nothing and waits for nobody: the time of the answer tells no more than the answer, and members are not kept waiting.
 pub async fn locked_member(repositories: &mut impl Repositories, actor: Actor, chat: ChatId) -> Result<ChatRow, Error> {
+    member(repositories, actor, chat).await?;
     let row = repositories.chats().lock(actor.workspace, chat, actor.user).await?;
     judge(row)
 }

@@ -55,11 +55,20 @@ impl ChatService {
         if active.binary_search(&actor.user.0).is_err() {
             return Err(Error::Forbidden("This account is deactivated."));
         }
+        let pair =
+            (request.kind == ChatKind::Single).then(|| (actor.user.0.min(others[0]), actor.user.0.max(others[0])));
+        // It is there to be read even when the other one has left the workspace.
+        if let Some((low, high)) = pair
+            && let Some(row) = unit.chats().find_single(low, high, actor.user).await?
+        {
+            return Ok(Created {
+                chat: row.into_view(),
+                is_new: false,
+            });
+        }
         if let Some(missing) = first_missing(&others, &active) {
             return Err(unknown_member(missing));
         }
-        let pair =
-            (request.kind == ChatKind::Single).then(|| (actor.user.0.min(others[0]), actor.user.0.max(others[0])));
         let inserted = unit
             .chats()
             .insert(&NewChat {

@@ -55,6 +55,11 @@ impl MemberService {
     /// Joins a public channel; joining again changes nothing.
     pub async fn join(&self, actor: Actor, chat: ChatId) -> Result<ChatView, Error> {
         let mut unit = self.store.begin().await?;
+        let found = unit.chats().find(actor.workspace, chat, actor.user).await?;
+        // Nobody waits for a chat that they may not know of.
+        if found.is_none_or(|row| !row.is_member() && row.shared.kind != ChatKind::PublicChannel) {
+            return Err(Error::NotFound("chat"));
+        }
         let Some(row) = unit.chats().lock(actor.workspace, chat, actor.user).await? else {
             return Err(Error::NotFound("chat"));
         };
@@ -115,6 +120,13 @@ impl MemberService {
         let mut unit = self.store.begin().await?;
         // Nobody else's locks for who may not do this; the locks may have waited, so that it is asked twice.
         access::owner(&access::member(&mut unit, actor, chat).await?, actor)?;
+        if ids.contains(&actor.user.0) {
+            return Err(Error::field(
+                "member_ids",
+                "owner",
+                "the owner leaves by POST /api/chat/{id}/leave, or hands over first",
+            ));
+        }
         let locked = unit.members().lock_for_removal(chat, &ids).await?;
         if let Some(missing) = first_missing(&ids, &locked) {
             return Err(Error::field(
@@ -127,13 +139,6 @@ impl MemberService {
         access::owner(&row, actor)?;
         if !row.shared.kind.has_changing_members() {
             return Err(MembershipRule::SingleIsFixed.into());
-        }
-        if ids.contains(&actor.user.0) {
-            return Err(Error::field(
-                "member_ids",
-                "owner",
-                "the owner leaves by POST /api/chat/{id}/leave, or hands over first",
-            ));
         }
         let present = unit.members().among(chat, &ids).await?;
         let present_ids: Vec<i64> = present.iter().map(|member| member.user_id.0).collect();
@@ -155,7 +160,10 @@ impl MemberService {
     /// Makes another member the owner; the owner may.
     pub async fn transfer(&self, actor: Actor, chat: ChatId, heir: UserId) -> Result<MemberView, Error> {
         let mut unit = self.store.begin().await?;
-        unit.members().hold(chat, heir).await?;
+        access::owner(&access::member(&mut unit, actor, chat).await?, actor)?;
+        // Both memberships in the order of their ids, before the chat.
+        unit.members().hold(chat, heir.min(actor.user)).await?;
+        unit.members().hold(chat, heir.max(actor.user)).await?;
         let row = access::locked_member(&mut unit, actor, chat).await?;
         access::owner(&row, actor)?;
         if unit.members().among(chat, &[heir.0]).await?.is_empty() {

@@ -1,7 +1,7 @@
 //! The people of a workspace.
 
 use fechatter_core::UserId;
-use fechatter_core::events::{EventType, SessionRevokedEvent, UserEvent};
+use fechatter_core::events::{EventType, SessionRevokedEvent, UserEvent, shard_of};
 use fechatter_core::user::{FULLNAME_CHARS_MAX, Role, is_name};
 use fechatter_core::wire::{Page, UserView};
 use service_runtime::error::Chain;
@@ -104,12 +104,26 @@ impl UserService {
         if user == other.view {
             return Ok(user);
         }
-        let event = UserEvent {
-            user: user.clone(),
-            deactivated: false,
-        };
-        unit.append(EventType::UserUpdated, actor.workspace, id.0, &event)
-            .await?;
+        let mut changed = vec![user.clone()];
+        if user.role == Role::Owner && id != actor.user {
+            // Who hands over is an admin now, which others see as well.
+            changed.extend(
+                unit.users()
+                    .find(actor.workspace, actor.user)
+                    .await?
+                    .map(|own| own.view),
+            );
+        }
+        changed.sort_by_key(|user| shard_of(user.id.0));
+        for user in changed {
+            let scope = user.id.0;
+            let event = UserEvent {
+                user,
+                deactivated: false,
+            };
+            unit.append(EventType::UserUpdated, actor.workspace, scope, &event)
+                .await?;
+        }
         unit.commit().await?;
         Ok(user)
     }

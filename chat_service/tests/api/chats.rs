@@ -221,3 +221,22 @@ async fn a_deleted_single_chat_can_be_made_anew() {
     assert_eq!(status, StatusCode::CREATED);
     assert_ne!(new["id"].as_i64().unwrap(), old);
 }
+
+#[tokio::test]
+async fn a_single_chat_with_somebody_who_left_is_still_found() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let bob = app.member(&owner).await;
+    let chat = owner.chat("single", &[&bob]).await;
+    owner.say(chat, "see you").await;
+    assert_eq!(
+        owner.delete(&format!("/api/users/{}", bob.id)).await.0,
+        StatusCode::NO_CONTENT
+    );
+    let body = json!({"kind": "single", "member_ids": [bob.id]});
+    let (status, found) = owner.post("/api/chat", body.clone()).await;
+    assert_eq!((status, found["id"].as_i64()), (StatusCode::OK, Some(chat)), "{found}");
+    // Nothing new begins with who is out.
+    let carol = app.member(&owner).await;
+    assert_problem(&carol.post("/api/chat", body).await, 422, "validation_failed");
+}

@@ -1,7 +1,7 @@
 //! Order and uniqueness when many do the same thing at once.
 
 use futures::future::join_all;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::support::{App, User};
@@ -198,4 +198,91 @@ async fn somebody_who_joins_leaves_and_sends_at_once_disturbs_nobody() {
             .await
             .unwrap();
     assert_eq!(deadlocks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_hands_over_while_people_part_leaves_the_chat_to_a_member() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (bob, cy) = (app.member(&owner).await, app.member(&owner).await);
+    for round in 0..12 {
+        let chat = owner.chat("private_channel", &[&bob, &cy]).await;
+        let heir = format!("/api/chat/{chat}/members/{}", bob.id);
+        let hand_over = owner.patch(&heir, json!({"role": "owner"}));
+        let leave = format!("/api/chat/{chat}/leave");
+        let remove = format!("/api/chat/{chat}/members?member_ids={},{}", owner.id, bob.id);
+        let (handed, parted) = match round % 3 {
+            0 => tokio::join!(hand_over, owner.post(&leave, json!({}))),
+            1 => tokio::join!(hand_over, bob.post(&leave, json!({}))),
+            _ => tokio::join!(hand_over, owner.delete(&remove)),
+        };
+        for answer in [&handed, &parted] {
+            assert!(!answer.0.is_server_error(), "round {round}: {handed:?} {parted:?}");
+        }
+        let (_, view) = cy.get(&format!("/api/chat/{chat}")).await;
+        let (_, members) = cy.get(&format!("/api/chat/{chat}/members")).await;
+        let owners = members["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|member| member["role"] == "owner");
+        let owners: Vec<_> = owners.map(|member| member["user_id"].clone()).collect();
+        assert_eq!(
+            owners,
+            [view["owner_id"].clone()],
+            "round {round}: {handed:?} {parted:?}"
+        );
+        assert_eq!(view["member_count"], members["items"].as_array().unwrap().len());
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_know_of_a_chat_waits_for_nobody_in_it() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (bob, outsider) = (app.member(&owner).await, app.member(&owner).await);
+    let chat = owner.chat("private_channel", &[&bob]).await;
+    let message = owner.say(chat, "hush").await["id"].clone();
+    let mut holder = app.owner.begin().await.unwrap();
+    for statement in [
+        "SELECT FROM chats WHERE id = $1 FOR UPDATE",
+        "SELECT FROM chat_members WHERE chat_id = $1 FOR UPDATE",
+    ] {
+        sqlx::query(statement).bind(chat).execute(&mut *holder).await.unwrap();
+    }
+    let path = format!("/api/chat/{chat}");
+    // One that waits answers 503 after three seconds.
+    for (method, path, body) in [
+        (Method::PATCH, path.clone(), json!({"name": "mine"})),
+        (Method::DELETE, path.clone(), json!({})),
+        (Method::POST, format!("{path}/join"), json!({})),
+        (Method::POST, format!("{path}/leave"), json!({})),
+        (Method::POST, format!("{path}/messages"), json!({"content": "x"})),
+        (
+            Method::PATCH,
+            format!("{path}/messages/{message}"),
+            json!({"content": "x"}),
+        ),
+        (Method::DELETE, format!("{path}/messages/{message}"), json!({})),
+        (
+            Method::POST,
+            format!("{path}/members"),
+            json!({"member_ids": [outsider.id]}),
+        ),
+        (
+            Method::DELETE,
+            format!("{path}/members"),
+            json!({"member_ids": [bob.id]}),
+        ),
+        (
+            Method::PATCH,
+            format!("{path}/members/{}", bob.id),
+            json!({"role": "owner"}),
+        ),
+        (Method::PUT, format!("{path}/read"), json!({"seq": 1})),
+    ] {
+        let answer = outsider.send(method.clone(), &path, Some(body)).await;
+        assert_eq!(answer.0, StatusCode::NOT_FOUND, "{method} {path}: {}", answer.1);
+    }
+    holder.rollback().await.unwrap();
 }

@@ -67,6 +67,17 @@ async fn bad_content_is_refused_and_leaves_no_hole() {
         );
     }
     assert_eq!(owner.say(chat, &"界".repeat(10_000)).await["seq"], 1);
+    // Four bytes each, and escapes of twelve on the wire: the longest there is.
+    let longest = "\u{1f980}".repeat(10_000);
+    let message = owner.say(chat, &longest).await;
+    assert_eq!(message["content"], longest);
+    let path = format!("{path}/{}", message["id"]);
+    for content in [String::new(), "a".repeat(10_001), "nul\u{0}".to_owned()] {
+        let refused = owner.patch(&path, json!({"content": content})).await;
+        assert_problem(&refused, 422, "validation_failed");
+    }
+    let (status, edited) = owner.patch(&path, json!({"content": "a".repeat(10_000)})).await;
+    assert_eq!((status, edited["seq"].as_i64()), (StatusCode::OK, Some(2)));
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Roles and deactivation.
 
+use futures::future::join_all;
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{App, PASSWORD, assert_problem};
 
@@ -177,4 +178,71 @@ async fn what_an_interrupted_deactivation_left_is_handed_over_later() {
     let (first, second) = tokio::join!(inheritance.settle(None), inheritance.settle(None));
     assert_eq!(first.unwrap() + second.unwrap(), 1, "two replicas hand over once");
     assert_eq!(owner.get(&format!("/api/chat/{chat}")).await.1["owner_id"], owner.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_is_handed_over_once_and_everybody_hears_of_both() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let heirs = app.members(&owner, 2).await;
+    let paths = heirs.iter().map(|heir| format!("/api/users/{}", heir.id));
+    let hand_over = |path: String| {
+        let owner = owner.clone();
+        async move { owner.patch(&path, json!({"role": "owner"})).await }
+    };
+    let answers = join_all(paths.map(hand_over)).await;
+    let mut statuses: Vec<u16> = answers.iter().map(|answer| answer.0.as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 403], "{answers:?}");
+    let heir = answers.iter().find(|answer| answer.0 == StatusCode::OK).unwrap().1["id"]
+        .as_i64()
+        .unwrap();
+    assert_eq!(owner.get("/api/workspace").await.1["owner_id"], heir);
+    for (user, role) in [(heir, "owner"), (owner.id, "admin")] {
+        let events = app.events(user).await;
+        let told = events
+            .iter()
+            .filter(|(kind, data)| kind == "user.updated" && data["user"]["id"] == user);
+        let roles: Vec<&Value> = told.map(|(_, data)| &data["user"]["role"]).collect();
+        assert_eq!(roles, [role]);
+    }
+    // Nobody is left without an owner: not by stepping down, nor by leaving.
+    let heir = heirs.iter().find(|user| user.id == heir).unwrap();
+    let path = format!("/api/users/{}", heir.id);
+    assert_problem(&heir.patch(&path, json!({"role": "member"})).await, 409, "conflict");
+    assert_problem(&heir.delete(&path).await, 409, "conflict");
+}
+
+#[tokio::test]
+async fn a_token_from_before_a_demotion_manages_nothing() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (admin, bob) = (app.admin(&owner).await, app.member(&owner).await);
+    let (_, invitation) = admin.post("/api/workspace/invitations", json!({})).await;
+    let demoted = owner
+        .patch(&format!("/api/users/{}", admin.id), json!({"role": "member"}))
+        .await;
+    assert_eq!(demoted.0, StatusCode::OK);
+    for refused in [
+        admin.post("/api/workspace/invitations", json!({})).await,
+        admin.get("/api/workspace/invitations").await,
+        admin
+            .delete(&format!("/api/workspace/invitations/{}", invitation["id"]))
+            .await,
+        admin.patch("/api/workspace", json!({"name": "Taken over"})).await,
+        admin
+            .patch(&format!("/api/users/{}", bob.id), json!({"role": "admin"}))
+            .await,
+        admin.delete(&format!("/api/users/{}", bob.id)).await,
+    ] {
+        assert_problem(&refused, 403, "forbidden");
+    }
+    // Nor does what it handed out before.
+    let body = json!({"fullname": "Late", "email": "late@example.org", "password": PASSWORD,
+                      "workspace": owner.workspace, "invitation": invitation["token"]});
+    assert_problem(
+        &app.anonymous(Method::POST, "/api/signup", Some(body)).await,
+        403,
+        "forbidden",
+    );
 }
