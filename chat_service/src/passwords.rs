@@ -22,12 +22,12 @@ pub struct PasswordHasher {
 }
 
 /// Outcome of a verification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Wrong,
     Right,
-    /// Right, and the hash was made with weaker parameters than now: hash it again.
-    RightButOutdated,
+    /// Right, and the hash was made with weaker parameters than now: this is the new one.
+    RightButOutdated(String),
 }
 
 impl PasswordHasher {
@@ -50,13 +50,7 @@ impl PasswordHasher {
     /// The PHC string of a new password.
     pub async fn hash(&self, password: String) -> Result<String, Error> {
         let params = self.params.clone();
-        self.run(move || {
-            argon2(&params)
-                .hash_password(password.as_bytes())
-                .map(|hash| hash.to_string())
-                .map_err(Error::hashing)
-        })
-        .await?
+        self.run(move || hash(&params, &password)).await?
     }
 
     /// Compares a password with a stored hash, or with the decoy when there is no account.
@@ -70,7 +64,7 @@ impl PasswordHasher {
             Ok(if !(right && exists) {
                 Verdict::Wrong
             } else if Params::try_from(&parsed).is_ok_and(|old| is_weaker(&old, &params)) {
-                Verdict::RightButOutdated
+                Verdict::RightButOutdated(self::hash(&params, &password)?)
             } else {
                 Verdict::Right
             })
@@ -97,6 +91,13 @@ impl PasswordHasher {
 
 fn argon2(params: &Params) -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone())
+}
+
+fn hash(params: &Params, password: &str) -> Result<String, Error> {
+    argon2(params)
+        .hash_password(password.as_bytes())
+        .map(|hash| hash.to_string())
+        .map_err(Error::hashing)
 }
 
 fn is_weaker(old: &Params, new: &Params) -> bool {
@@ -139,8 +140,17 @@ mod tests {
         })
         .unwrap();
         assert_eq!(
-            stronger.verify("correct horse".into(), Some(hash)).await.unwrap(),
-            Verdict::RightButOutdated
+            stronger.verify("wrong".into(), Some(hash.clone())).await.unwrap(),
+            Verdict::Wrong
+        );
+        let Verdict::RightButOutdated(renewed) = stronger.verify("correct horse".into(), Some(hash)).await.unwrap()
+        else {
+            panic!("a hash of weaker parameters is outdated");
+        };
+        assert!(renewed.starts_with("$argon2id$v=19$m=19456,t=3,p=1$"), "{renewed}");
+        assert_eq!(
+            stronger.verify("correct horse".into(), Some(renewed)).await.unwrap(),
+            Verdict::Right
         );
     }
 

@@ -39,7 +39,8 @@ const TAGS: [(&str, &str); 8] = [
 
 const DESCRIPTION: &str = "Chats, messages, search and live events.\n\n\
     Sign up or sign in, then send `Authorization: Bearer ACCESS_TOKEN`. Ids are integers below 2^53, times RFC 3339 in UTC. \
-    Unknown members of a body and unknown parameters are refused, so that a typo is not taken for an absent value.\n\n\
+    Unknown members of a body are refused, and unknown parameters of operations that take some, so that a typo is not taken for an \
+    absent value.\n\n\
     Errors are RFC 9457 problems (`application/problem+json`) with a stable `code`; the `request_id` of a problem, also in the \
     header `x-request-id` of every answer, finds the request in logs and traces. What one may not know of answers 404, what one may \
     know of but not do 403. 429 and 503 say in `Retry-After` when to come back.\n\n\

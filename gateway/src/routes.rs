@@ -132,6 +132,7 @@ const TABLE: &[(&str, Access, Group, &[MethodRule])] = {
         ("/api/refresh",                                    Public,   Chat, &[(POST, Auth, 16 * KIB)]),
         ("/api/logout",                                     Required, Chat, &[(POST, Auth, 16 * KIB)]),
         ("/api/me",                                         Required, Chat, &[(GET, Read, 0)]),
+        ("/api/me/password",                                Required, Chat, &[(PUT, Auth, 16 * KIB)]),
         ("/api/sessions",                                   Required, Chat, &[(GET, Read, 0), (DELETE, Send, 16 * KIB)]),
         ("/api/sessions/{id}",                              Required, Chat, &[(DELETE, Send, 16 * KIB)]),
         ("/api/users",                                      Required, Chat, &[(GET, Read, 0)]),

@@ -1,4 +1,6 @@
-//! `POST /api/signup|signin|refresh|logout`.
+//! `POST /api/signup|signin|refresh|logout` and `PUT /api/me/password`.
+
+use std::net::IpAddr;
 
 use axum::extract::State;
 use fechatter_core::problem::Code;
@@ -59,6 +61,16 @@ pub struct RefreshRequest {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     refresh_token: Option<SecretString>,
+}
+
+/// The password of old and the new one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePasswordRequest {
+    #[schema(value_type = String, format = Password, example = "correct horse battery")]
+    current_password: SecretString,
+    #[schema(schema_with = schema::new_password)]
+    new_password: SecretString,
 }
 
 /// A pair of tokens.
@@ -141,6 +153,22 @@ pub async fn log_out(State(auth): State<AuthService>, caller: Caller) -> ApiResu
     Ok((StatusCode::NO_CONTENT, headers))
 }
 
+/// Changes the caller's password and ends all their other sessions.
+#[utoipa::path(put, path = "/api/me/password", tag = "auth", operation_id = "change_password", extensions(("x-problem-codes" = json!(["forbidden", "conflict"]))), request_body = ChangePasswordRequest,
+    security(("bearer" = [])), responses((status = 204, description = "The new password counts")))]
+pub async fn change_password(
+    State(auth): State<AuthService>,
+    caller: Caller,
+    headers: HeaderMap,
+    Json(request): Json<ChangePasswordRequest>,
+) -> ApiResult<StatusCode> {
+    let present = request.current_password.expose_secret().to_owned();
+    let new = request.new_password.expose_secret().to_owned();
+    auth.change_password((&caller).into(), present, new, &origin(&headers))
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 fn answer(status: StatusCode, tokens: Tokens, in_cookie: bool) -> ApiResult<(StatusCode, HeaderMap, Json<TokensView>)> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -184,8 +212,8 @@ fn origin(headers: &HeaderMap) -> Origin {
     };
     Origin {
         address: text("x-forwarded-for", 256)
-            .and_then(|list| list.split(',').next().map(|first| first.trim().to_owned()))
-            .filter(|address| address.parse::<std::net::IpAddr>().is_ok()),
+            .and_then(|list| list.split(',').next()?.trim().parse::<IpAddr>().ok())
+            .map(|address| address.to_canonical().to_string()),
         user_agent: text("user-agent", 256),
     }
 }
@@ -213,6 +241,8 @@ mod tests {
     fn an_address_that_is_none_is_dropped() {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.7, 10.0.0.1"));
+        assert_eq!(origin(&headers).address.as_deref(), Some("203.0.113.7"));
+        headers.insert("x-forwarded-for", HeaderValue::from_static("::ffff:203.0.113.7"));
         assert_eq!(origin(&headers).address.as_deref(), Some("203.0.113.7"));
         headers.insert("x-forwarded-for", HeaderValue::from_static("localhost"));
         assert_eq!(origin(&headers).address, None);

@@ -117,6 +117,20 @@ impl Sessions<'_> {
         Ok(())
     }
 
+    /// Whether somebody has signed in to this account from this address (of IPv6 a network) before. Sessions are remembered for a
+    /// month after their end.
+    pub async fn was_here(&mut self, email: &str, address: &str) -> Result<bool, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"SELECT EXISTS (
+                SELECT FROM users AS u JOIN sessions AS s ON s.user_id = u.id
+                WHERE lower(u.email) = lower($1) AND s.address::inet <<= $2::text::inet) AS "was_here!""#,
+            email,
+            address
+        )
+        .fetch_one(&mut *self.0)
+        .await?)
+    }
+
     /// Live sessions of a user, the latest used first; one that can no longer be refreshed is none.
     pub async fn list(&mut self, user: UserId) -> Result<Vec<SessionRow>, Error> {
         Ok(sqlx::query_as!(

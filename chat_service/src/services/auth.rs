@@ -1,4 +1,6 @@
-//! Sign-up, sign-in, refresh and logout.
+//! Sign-up, sign-in, refresh, logout and passwords.
+
+use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,25 +14,24 @@ use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::Actor;
 use super::validation::Validation;
+use super::{Actor, signin_failures};
 use crate::config::Auth;
 use crate::error::Error;
 use crate::passwords::{PasswordHasher, Verdict};
 use crate::repositories::sessions::NewSession;
-use crate::repositories::signin_failures::Failures;
+use crate::repositories::signin_failures::Attempt;
 use crate::repositories::users::NewUser;
 use crate::repositories::{Repositories, Store, UnitOfWork};
 use crate::signing_keys::SigningKeys;
 
-/// Failures after which sign-ins of an account are slowed down.
-const FREE_FAILURES: i32 = 5;
-/// The same for an address, which a whole office may share.
-const ADDRESS_FREE_FAILURES: i32 = 50;
-/// Longest time between two attempts, in seconds.
-const SLOWEST_SECONDS: i64 = 15 * 60;
 /// Two refreshes of one token within this time are a client's race, not a theft.
 const REFRESH_RACE: Duration = Duration::seconds(5);
+
+/// What a new password has to be, for people.
+static PASSWORD_RULE: LazyLock<String> =
+    LazyLock::new(|| format!("at least {PASSWORD_CHARS_MIN} characters and at most {PASSWORD_BYTES_MAX} bytes"));
+const WRONG_PASSWORD: &str = "this is not your password";
 
 /// Identity use cases.
 #[derive(Debug, Clone)]
@@ -46,6 +47,13 @@ pub struct AuthService {
 pub struct Origin {
     pub address: Option<String>,
     pub user_agent: Option<String>,
+}
+
+impl Origin {
+    /// What sign-ins that fail are counted by.
+    fn network(&self) -> Option<String> {
+        self.address.as_deref().map(signin_failures::network)
+    }
 }
 
 /// What `POST /api/signup` asks for.
@@ -102,7 +110,7 @@ impl AuthService {
                 user::is_password(&request.password),
                 "password",
                 "invalid",
-                format_args!("at least {PASSWORD_CHARS_MIN} characters and at most {PASSWORD_BYTES_MAX} bytes"),
+                PASSWORD_RULE.as_str(),
             )
             .check(
                 user::is_name(&request.workspace, WORKSPACE_NAME_CHARS_MAX),
@@ -169,64 +177,115 @@ impl AuthService {
         if !user::is_email(email) || password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
             return Err(Error::InvalidCredentials);
         }
-        let network = origin.address.as_deref().map(network);
-        let address = network.as_deref();
+        let network = origin.network();
+        let attempt = signin_failures::charge(&self.store, email, network.as_deref()).await?;
         let mut connection = self.store.connection().await?;
-        let failures = connection.signin_failures().of(email, address).await?;
-        if let Some(seconds) = slow_down(&failures, OffsetDateTime::now_utc()) {
-            return Err(Error::SlowedDown(seconds));
-        }
-        if !connection
-            .signin_failures()
-            .charge_account(email, FREE_FAILURES, SLOWEST_SECONDS)
-            .await?
-        {
-            // Others tried at the same time.
-            let failures = connection.signin_failures().of(email, None).await?;
-            let seconds = slow_down(&failures, OffsetDateTime::now_utc()).unwrap_or(1);
-            return Err(Error::SlowedDown(seconds));
-        }
         let found = connection.users().find_by_email(email).await?;
         // The hash takes a while; the connection serves others meanwhile.
         drop(connection);
         let hash = found.as_ref().map(|user| user.password_hash.clone());
-        let verdict = match self.passwords.verify(password.clone(), hash).await {
-            Ok(verdict) => verdict,
-            Err(error) => {
-                // Nobody looked at the password.
-                let mut connection = self.store.connection().await?;
-                connection.signin_failures().refund_account(email).await?;
-                return Err(error);
-            }
-        };
-        let user = match (found, verdict) {
-            (Some(user), Verdict::Right | Verdict::RightButOutdated) if !user.is_deactivated => user,
-            _ => {
-                let mut connection = self.store.connection().await?;
-                connection.signin_failures().count_address(address).await?;
-                return Err(Error::InvalidCredentials);
-            }
-        };
-        let rehashed = match verdict {
-            Verdict::RightButOutdated => Some(self.passwords.hash(password).await?),
-            _ => None,
+        let verdict = self.verify(&attempt, password, hash).await?;
+        let (user, rehashed) = match (found, verdict) {
+            (Some(user), Verdict::Right) if !user.is_deactivated => (user, None),
+            (Some(user), Verdict::RightButOutdated(hash)) if !user.is_deactivated => (user, Some(hash)),
+            _ => return Err(Error::InvalidCredentials),
         };
         let mut unit = self.store.begin().await?;
         // While the hash was computed the account may have been deactivated, or its password changed; both ended all
         // sessions, and would not know of this one.
-        let user = unit
-            .users()
-            .lock(user.view.workspace_id, user.view.id)
-            .await?
-            .filter(|now| !now.is_deactivated && now.password_hash == user.password_hash)
-            .ok_or(Error::InvalidCredentials)?;
+        let now = unit.users().lock(user.view.workspace_id, user.view.id).await?;
+        let now = now.filter(|now| !now.is_deactivated).ok_or(Error::InvalidCredentials)?;
+        if now.password_hash != user.password_hash {
+            // Perhaps it is the same password, and somebody who signed in at the same time renewed its hash.
+            unit.signin_failures().refund(&attempt).await?;
+            unit.commit().await?;
+            return Err(Error::Overloaded);
+        }
+        let user = now;
         if let Some(hash) = rehashed {
             unit.users().set_password_hash(user.view.id, &hash).await?;
         }
-        unit.signin_failures().forgive(email, address).await?;
+        unit.signin_failures().forgive(&attempt).await?;
         let tokens = self.open_session(&mut unit, user.view, origin).await?;
         unit.commit().await?;
         Ok(tokens)
+    }
+
+    /// Gives the actor another password and ends all their sessions but the one that asks. The present password is asked for, and
+    /// guessed as slowly as at a sign-in: a token that was stolen does not take the account.
+    pub async fn change_password(
+        &self,
+        actor: Actor,
+        present: String,
+        new: String,
+        origin: &Origin,
+    ) -> Result<(), Error> {
+        Validation::default()
+            .check(
+                user::is_password(&new),
+                "new_password",
+                "invalid",
+                PASSWORD_RULE.as_str(),
+            )
+            .check(
+                !present.is_empty() && present.len() <= PASSWORD_BYTES_MAX,
+                "current_password",
+                "wrong",
+                WRONG_PASSWORD,
+            )
+            .finish()?;
+        let user = self
+            .store
+            .connection()
+            .await?
+            .users()
+            .find(actor.workspace, actor.user)
+            .await?;
+        let user = user
+            .filter(|user| !user.is_deactivated)
+            .ok_or(Error::Forbidden("This account is deactivated."))?;
+        let network = origin.network();
+        let attempt = signin_failures::charge(&self.store, &user.view.email, network.as_deref()).await?;
+        if self.verify(&attempt, present, Some(user.password_hash.clone())).await? == Verdict::Wrong {
+            return Err(Error::field("current_password", "wrong", WRONG_PASSWORD));
+        }
+        let hash = self.passwords.hash(new).await?;
+        let mut unit = self.store.begin().await?;
+        let now = unit.users().lock(actor.workspace, actor.user).await?;
+        if now.is_none_or(|now| now.is_deactivated || now.password_hash != user.password_hash) {
+            return Err(Error::Conflict("The account changed at this moment; try again."));
+        }
+        unit.users().set_password_hash(actor.user, &hash).await?;
+        unit.signin_failures().forgive(&attempt).await?;
+        let ended = unit.sessions().revoke_all(actor.user, Some(actor.session)).await?;
+        let events: Vec<_> = ended
+            .into_iter()
+            .map(|session_id| SessionRevokedEvent {
+                session_id,
+                user_id: actor.user,
+            })
+            .collect();
+        unit.append_all(EventType::SessionRevoked, actor.workspace, actor.user.0, &events)
+            .await?;
+        unit.commit().await
+    }
+
+    /// Judges a password; a wrong one counts for the address as well.
+    async fn verify(&self, attempt: &Attempt<'_>, password: String, hash: Option<String>) -> Result<Verdict, Error> {
+        let verdict = self.passwords.verify(password, hash).await;
+        match verdict {
+            Ok(Verdict::Right | Verdict::RightButOutdated(_)) => {}
+            Ok(Verdict::Wrong) => {
+                let mut connection = self.store.connection().await?;
+                connection.signin_failures().count_address(attempt.address).await?;
+            }
+            Err(_) => {
+                // Nobody looked at the password.
+                let mut connection = self.store.connection().await?;
+                connection.signin_failures().refund(attempt).await?;
+            }
+        }
+        verdict
     }
 
     /// Trades a refresh token for new tokens. A token used before ends the whole session: one of the two users of it is
@@ -337,79 +396,9 @@ impl AuthService {
     }
 }
 
-/// What counts as one address: of IPv6 the /64, of which a host has all.
-fn network(address: &str) -> String {
-    match address.parse() {
-        Ok(std::net::IpAddr::V6(address)) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{}/64", std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        _ => address.to_owned(),
-    }
-}
-
-/// Seconds until the next attempt is welcome: 1, 2, 4 … after the free failures, at most 15 minutes.
-fn slow_down(failures: &[Failures], now: OffsetDateTime) -> Option<u64> {
-    failures
-        .iter()
-        .filter_map(|failures| {
-            let free = if failures.is_account {
-                FREE_FAILURES
-            } else {
-                ADDRESS_FREE_FAILURES
-            };
-            let doublings = u32::try_from(failures.count - free).ok()?.min(20);
-            let wait = Duration::seconds((1_i64 << doublings).min(SLOWEST_SECONDS));
-            let left = failures.last + wait - now;
-            // Whole seconds, rounded up: a client that waits as told is not told again.
-            left.is_positive()
-                .then(|| u64::try_from(left.whole_seconds()).unwrap_or(0) + 1)
-        })
-        .max()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn failures_slow_down_by_doubling_and_are_forgotten() {
-        let now = OffsetDateTime::now_utc();
-        let after = |count, seconds| {
-            let last = now - Duration::seconds(seconds);
-            let is_account = true;
-            slow_down(
-                &[Failures {
-                    is_account,
-                    count,
-                    last,
-                }],
-                now,
-            )
-        };
-        assert_eq!(after(4, 0), None);
-        assert_eq!(after(5, 0), Some(2));
-        assert_eq!(after(8, 0), Some(9));
-        assert_eq!(after(1_000, 0), Some(901));
-        assert_eq!(after(5, 2), None);
-        let office = Failures {
-            is_account: false,
-            count: ADDRESS_FREE_FAILURES - 1,
-            last: now,
-        };
-        assert_eq!(slow_down(&[office], now), None);
-        let attack = Failures {
-            count: ADDRESS_FREE_FAILURES,
-            ..office
-        };
-        assert_eq!(slow_down(&[attack], now), Some(2));
-    }
-
-    #[test]
-    fn an_address_is_a_host() {
-        assert_eq!(network("203.0.113.7"), "203.0.113.7");
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-    }
 
     #[test]
     fn secrets_are_long_and_only_their_hash_is_kept() {

@@ -8,6 +8,7 @@ pub mod members;
 pub mod messages;
 pub mod page;
 pub mod sessions;
+pub mod signin_failures;
 pub mod users;
 pub mod validation;
 pub mod workspaces;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::support::{App, User, request};
+use crate::support::{App, PASSWORD, User, request};
 
 /// Everything a row needs, made anew for each caller so that no call disturbs the next.
 struct Scene {
@@ -83,6 +83,7 @@ impl Scene {
             "PATCH /api/workspace" => json!({"name": format!("Renamed {}", Uuid::now_v7().simple())}),
             "PATCH /api/users/{id}" => json!({"role": "admin"}),
             "POST /api/chat/{id}/messages" | "PATCH /api/chat/{id}/messages/{message_id}" => json!({"content": "new"}),
+            "PUT /api/me/password" => json!({"current_password": PASSWORD, "new_password": "another horse"}),
             "PUT /api/chat/{id}/read" => json!({"seq": 1}),
             _ if route.starts_with("GET") || route.starts_with("DELETE") => return None,
             _ => json!({}),
@@ -142,5 +143,59 @@ async fn every_route_meets_every_caller() {
             }
         }
     }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_of_a_chat_meets_those_outside_of_it_by_its_kind() {
+    let document = serde_json::to_value(chat_service::document()).unwrap();
+    let mut scene = Scene::set().await;
+    let [.., Some(foreign), Some(outsider), _, Some(owner), Some(admin)] = &scene.tokens else {
+        panic!("tokens of everybody");
+    };
+    let (foreign, outsider, owner, admin) = (foreign.clone(), outsider.clone(), owner.clone(), admin.clone());
+    let (mut faults, mut asked) = (Vec::new(), 0);
+    for kind in ["single", "group", "private_channel", "public_channel"] {
+        let others = if kind == "single" {
+            vec![scene.member.id]
+        } else {
+            vec![scene.member.id, scene.extra.id]
+        };
+        let name = kind.ends_with("channel").then_some("for outsiders");
+        let chat = json!({"kind": kind, "name": name, "member_ids": others});
+        let url = format!("{}/api/chat", scene.app.url);
+        let (status, chat) = request(&scene.app.http, Method::POST, &url, Some(&owner), Some(chat)).await;
+        assert!(status.is_success(), "{chat}");
+        scene.chat = chat["id"].as_i64().unwrap();
+        for route in routes(&document)
+            .iter()
+            .filter(|route| route.contains(" /api/chat/{id}"))
+        {
+            let (method, path) = route.split_once(' ').unwrap();
+            let url = format!("{}{}", scene.app.url, scene.path(path).trim_end_matches('?'));
+            for (caller, token) in [("foreign", &foreign), ("outsider", &outsider), ("admin", &admin)] {
+                let expected = match (kind, caller) {
+                    ("public_channel", "outsider" | "admin") if path.ends_with("/join") => continue,
+                    ("public_channel", "outsider" | "admin") => 403,
+                    _ => 404,
+                };
+                let (status, body) = request(
+                    &scene.app.http,
+                    method.parse().unwrap(),
+                    &url,
+                    Some(token),
+                    scene.body(route),
+                )
+                .await;
+                asked += 1;
+                if status.as_u16() != expected {
+                    faults.push(format!(
+                        "{route} of a {kind} as {caller}: {status} instead of {expected}: {body}"
+                    ));
+                }
+            }
+        }
+    }
+    assert!(asked > 100, "{asked} requests");
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }

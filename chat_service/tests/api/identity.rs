@@ -1,9 +1,12 @@
 //! Sign-up, invitations, sign-in, refresh, sessions, logout.
 
+use std::time::{Duration, Instant};
+
+use argon2::password_hash::PasswordHasher;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::support::{App, PASSWORD, answer, assert_problem};
+use crate::support::{Answer, App, PASSWORD, answer, assert_problem};
 
 #[tokio::test]
 async fn a_new_name_makes_a_workspace_and_its_owner() {
@@ -191,11 +194,171 @@ async fn a_success_forgets_the_failures_and_a_refused_hash_costs_nothing() {
         }
         app.sign_in(&owner).await;
     }
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM signin_failures WHERE subject LIKE 'account:%'")
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM signin_failures")
         .fetch_one(&app.owner)
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+/// Signs in as the gateway would forward it from an address.
+async fn sign_in_from(app: &App, address: &str, email: &str, password: &str) -> Answer {
+    let body = json!({"email": email, "password": password});
+    let request = app.http.post(format!("{}/api/signin", app.url));
+    answer(request.header("x-forwarded-for", address).json(&body)).await
+}
+
+#[tokio::test]
+async fn failing_in_somebodys_name_locks_nobody_out() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (home, away) = ("2001:db8:1:2::7", "198.51.100.1");
+    assert_eq!(sign_in_from(&app, home, &owner.email, PASSWORD).await.0, StatusCode::OK);
+
+    // From one address: that address waits, another does not.
+    let attacker = "203.0.113.9";
+    for _ in 0..5 {
+        let refused = sign_in_from(&app, attacker, &owner.email, "guess").await;
+        assert_problem(&refused, 401, "invalid_credentials");
+    }
+    let slowed = sign_in_from(&app, attacker, &owner.email, PASSWORD).await;
+    assert_problem(&slowed, 429, "rate_limited");
+    assert_eq!(sign_in_from(&app, away, &owner.email, PASSWORD).await.0, StatusCode::OK);
+
+    // From everywhere: new addresses wait, those of old do not.
+    for number in 0..3 {
+        let refused = sign_in_from(&app, &format!("203.0.113.{}", 20 + number), &owner.email, "guess").await;
+        assert_problem(&refused, 401, "invalid_credentials");
+    }
+    let everywhere =
+        "UPDATE signin_failures SET failures = failures + 47 WHERE subject LIKE 'account:%' RETURNING failures";
+    let failures: i32 = sqlx::query_scalar(everywhere).fetch_one(&app.owner).await.unwrap();
+    assert_eq!(failures, 50, "each address counts for the account");
+    let new_address = "192.0.2.1";
+    for email in [owner.email.as_str(), "nobody@example.org"] {
+        sqlx::query("INSERT INTO signin_failures VALUES ('account:' || $1, 50, now()) ON CONFLICT DO NOTHING")
+            .bind(email)
+            .execute(&app.owner)
+            .await
+            .unwrap();
+        let slowed = sign_in_from(&app, new_address, email, PASSWORD).await;
+        assert_problem(&slowed, 429, "rate_limited");
+    }
+    // A host of the same network, since of IPv6 a host has a whole one.
+    let neighbour = "2001:db8:1:2:aaaa::1";
+    for address in [home, neighbour, away] {
+        assert_eq!(
+            sign_in_from(&app, address, &owner.email, PASSWORD).await.0,
+            StatusCode::OK
+        );
+    }
+    // Nor does home guess for ever.
+    for _ in 0..5 {
+        sign_in_from(&app, home, &owner.email, "guess").await;
+    }
+    let slowed = sign_in_from(&app, home, &owner.email, PASSWORD).await;
+    assert_problem(&slowed, 429, "rate_limited");
+}
+
+#[tokio::test]
+async fn an_unknown_email_takes_as_long_as_a_wrong_password() {
+    let app = App::start().await;
+    let (known, gone) = (app.owner().await, app.owner().await);
+    sqlx::query("UPDATE users SET deactivated_at = now() WHERE id = $1")
+        .bind(gone.id)
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    let mut fastest = [Duration::MAX; 3];
+    for _ in 0..4 {
+        let cases = [
+            (known.email.as_str(), "not the password"),
+            ("nobody@example.org", "not the password"),
+            (gone.email.as_str(), PASSWORD),
+        ];
+        for (fastest, (email, password)) in fastest.iter_mut().zip(cases) {
+            let body = json!({"email": email, "password": password});
+            let begun = Instant::now();
+            let refused = app.anonymous(Method::POST, "/api/signin", Some(body)).await;
+            *fastest = begun.elapsed().min(*fastest);
+            assert_problem(&refused, 401, "invalid_credentials");
+        }
+    }
+    // Without a hash an answer takes a small part of the time; a busy machine makes much less of a difference.
+    let (quick, slow) = (fastest.iter().min().unwrap(), fastest.iter().max().unwrap());
+    assert!(*quick * 3 > *slow, "wrong, unknown, deactivated: {fastest:?}");
+}
+
+#[tokio::test]
+async fn a_hash_of_weaker_parameters_is_renewed_by_the_right_password() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let params = argon2::Params::new(8_192, 1, 1, None).unwrap();
+    let weak = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    let weak = weak.hash_password(PASSWORD.as_bytes()).unwrap().to_string();
+    sqlx::query("UPDATE users SET password_hash = $2 WHERE id = $1")
+        .bind(owner.id)
+        .bind(&weak)
+        .execute(&app.owner)
+        .await
+        .unwrap();
+    let stored = || async {
+        let hash = sqlx::query_scalar::<_, String>("SELECT password_hash FROM users WHERE id = $1");
+        hash.bind(owner.id).fetch_one(&app.owner).await.unwrap()
+    };
+    let wrong = json!({"email": owner.email, "password": "not the password"});
+    let refused = app.anonymous(Method::POST, "/api/signin", Some(wrong)).await;
+    assert_problem(&refused, 401, "invalid_credentials");
+    assert_eq!(stored().await, weak);
+    app.sign_in(&owner).await;
+    assert!(stored().await.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+    app.sign_in(&owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_used_by_many_at_once_lets_in_as_many_as_it_says() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let (_, invitation) = owner.post("/api/workspace/invitations", json!({"max_uses": 3})).await;
+    let sign_ups = (0..8).map(|number| {
+        let body = json!({"fullname": "New", "email": format!("crowd{number}@example.org"), "password": PASSWORD,
+                          "workspace": owner.workspace, "invitation": invitation["token"]});
+        app.anonymous(Method::POST, "/api/signup", Some(body))
+    });
+    let answers = futures::future::join_all(sign_ups).await;
+    let count = |status| answers.iter().filter(|answer| answer.0 == status).count();
+    assert_eq!(
+        (count(StatusCode::CREATED), count(StatusCode::FORBIDDEN)),
+        (3, 5),
+        "{answers:?}"
+    );
+    let (_, users) = owner.get("/api/users").await;
+    assert_eq!(
+        users["items"].as_array().unwrap().len(),
+        4,
+        "and nothing is half-written"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_only_looks_like_another_is_none() {
+    let app = App::start().await;
+    let number = app.owner().await.id;
+    for email in [
+        "ada\u{200b}@example.org",
+        "\u{ff41}da@example.org",
+        "jo@exa\u{308}mple.de",
+        "ada\u{0}@example.org",
+    ] {
+        let body =
+            json!({"fullname": "Twin", "email": email, "password": PASSWORD, "workspace": format!("Twins {number}")});
+        let refused = app.anonymous(Method::POST, "/api/signup", Some(body)).await;
+        assert_problem(&refused, 422, "validation_failed");
+        assert_eq!(refused.1["errors"][0]["field"], "email");
+        let body = json!({"email": email, "password": PASSWORD});
+        let unknown = app.anonymous(Method::POST, "/api/signin", Some(body)).await;
+        assert_problem(&unknown, 401, "invalid_credentials");
+    }
 }
 
 #[tokio::test]
@@ -367,4 +530,50 @@ async fn passwords_are_stored_as_argon2id_only() {
             .iter()
             .all(|hash| hash.len() == 32 && hash != owner.refresh_token.as_bytes())
     );
+}
+
+#[tokio::test]
+async fn a_new_password_counts_at_once_and_ends_the_other_sessions() {
+    let app = App::start().await;
+    let owner = app.owner().await;
+    let phone = app.sign_in(&owner).await;
+    let change = |present: &str, new: &str| json!({"current_password": present, "new_password": new});
+    for (present, new, field) in [
+        ("not the password", "another horse", "current_password"),
+        ("", "another horse", "current_password"),
+        (PASSWORD, "short", "new_password"),
+    ] {
+        let refused = owner.put("/api/me/password", change(present, new)).await;
+        assert_problem(&refused, 422, "validation_failed");
+        assert_eq!(refused.1["errors"][0]["field"], field);
+    }
+    let (status, _) = owner.put("/api/me/password", change(PASSWORD, "another horse")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let sign_in = |password: &str| Some(json!({"email": owner.email, "password": password}));
+    let old = app.anonymous(Method::POST, "/api/signin", sign_in(PASSWORD)).await;
+    assert_problem(&old, 401, "invalid_credentials");
+    let new = app
+        .anonymous(Method::POST, "/api/signin", sign_in("another horse"))
+        .await;
+    assert_eq!(new.0, StatusCode::OK);
+    // The session that asked goes on; the other has ended, for the edge as well.
+    for (user, status) in [(&owner, 200), (&phone, 401)] {
+        let refresh = Some(json!({"refresh_token": user.refresh_token}));
+        assert_eq!(
+            app.anonymous(Method::POST, "/api/refresh", refresh).await.0.as_u16(),
+            status
+        );
+    }
+    let events = app.events(owner.id).await;
+    let revoked = events.iter().filter(|(kind, _)| kind == "session.revoked");
+    assert_eq!(revoked.count(), 1);
+    // A stolen token does not guess the password faster than a stranger.
+    for _ in 0..5 {
+        let refused = owner.put("/api/me/password", change("guess", "another horse")).await;
+        assert_problem(&refused, 422, "validation_failed");
+    }
+    let slowed = owner
+        .put("/api/me/password", change("another horse", "yet another"))
+        .await;
+    assert_problem(&slowed, 429, "rate_limited");
 }
