@@ -77,6 +77,9 @@ pub enum OpenError {
     Pending(Vec<i64>),
 }
 
+/// A connection that was used this lately is not asked whether it lives.
+const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// How long a service waits for its database at start.
 const OPEN_SECONDS: u64 = 30;
 
@@ -92,6 +95,17 @@ pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenE
         .max_connections(max_connections)
         // A request that cannot get a connection in this time answers 503 instead of queueing for ever.
         .acquire_timeout(std::time::Duration::from_secs(5))
+        // A round trip that asks whether a connection lives costs a busy server as much as some queries do. One that worked a
+        // moment ago does.
+        .test_before_acquire(false)
+        .before_acquire(|connection, past| {
+            Box::pin(async move {
+                if past.idle_for >= TRUSTED_FOR {
+                    sqlx::Connection::ping(connection).await?;
+                }
+                Ok(true)
+            })
+        })
         // Nor does one for a row that somebody else holds, nor hold rows for ever itself. The relay says so where it
         // waits longer. As statements, since poolers refuse most parameters of a connection.
         .after_connect(|connection, _| {
