@@ -24,19 +24,15 @@ pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken)
     let mut doubt = Doubt::default();
     while let Some(history) = stop.run_until_cancelled(relay.history.valid_since(doubt)).await {
         match publisher.publish_next(history).await {
-            Ok(true) => {
+            Ok(may_have_more) => {
                 backoff.reset();
                 outage.worked();
                 relay.status.worked(Part::Shard(shard));
-                if stop.is_cancelled() {
+                // A commit after the look has left its signal.
+                if !may_have_more && stop.run_until_cancelled(relay.wake.wait(shard)).await.is_none() {
                     return;
                 }
-            }
-            Ok(false) => {
-                backoff.reset();
-                outage.worked();
-                relay.status.worked(Part::Shard(shard));
-                if stop.run_until_cancelled(relay.wake.wait(shard)).await.is_none() {
+                if stop.is_cancelled() {
                     return;
                 }
             }
@@ -76,14 +72,18 @@ struct ShardPublisher<'a> {
 }
 
 impl ShardPublisher<'_> {
-    /// Publishes the next rows; `false` when there are none.
+    /// Publishes the next rows; `false` when that was all there were.
     async fn publish_next(&mut self, history: History) -> Result<bool, Fault> {
         if !is_connected(&self.shared.client) || self.shared.connects() != history.connects {
             return Err(Fault::Disconnected);
         }
         let mut connection = self.shared.pool.acquire().await?;
         let mut outbox = OutboxProgress::new(&mut connection);
-        let progress = match self.progress {
+        // As it was left here: should another process have moved it, recording the next progress tells.
+        let kept = self
+            .progress
+            .filter(|progress| progress.stream_epoch == Some(history.epoch));
+        let progress = match kept {
             Some(progress) => progress,
             None => outbox.of(self.shard).await?,
         };
@@ -95,10 +95,6 @@ impl ShardPublisher<'_> {
             .pending(self.shard, progress.published_position, limit.into())
             .await?;
         drop(connection);
-        if rows.is_empty() {
-            self.progress = None;
-            return Ok(false);
-        }
         self.progress = Some(progress);
         let mut events = Vec::with_capacity(rows.len());
         for (row, expected) in rows.iter().zip(progress.published_position + 1..) {
@@ -118,11 +114,13 @@ impl ShardPublisher<'_> {
                 Err(_) => break,
             }
         }
+        // A read that was not full saw all there was: the next event comes with a signal.
+        let may_have_more = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX) || events.len() < rows.len();
         drop(rows);
         for unit in units(&events) {
             self.publish_unit(history, unit).await?;
         }
-        Ok(true)
+        Ok(may_have_more)
     }
 
     async fn publish_unit(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {

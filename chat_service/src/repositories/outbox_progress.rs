@@ -123,9 +123,13 @@ impl<'c> OutboxProgress<'c> {
     /// Records that the stream holds everything of a shard up to `position`, the last at `sequence`.
     ///
     /// `false` when the progress is no longer `from`: another process publishes the shard, or the history was begun anew.
+    ///
+    /// Does not wait for the disk: a power failure may set it back by less than a second, and what is published again then is
+    /// recognised.
     pub async fn advance(&mut self, from: &Progress, position: i64, sequence: i64) -> Result<bool, sqlx::Error> {
         let done = sqlx::query!(
-            "UPDATE outbox_progress SET published_position = $4, stream_sequence = $5, updated_at = now()
+            "WITH no_wait AS (SELECT set_config('synchronous_commit', 'off', true))
+             UPDATE outbox_progress SET published_position = $4, stream_sequence = $5, updated_at = now() FROM no_wait
              WHERE shard = $1 AND stream_epoch = $2 AND published_position = $3",
             from.shard,
             from.stream_epoch,
