@@ -48,6 +48,9 @@ pub struct Config {
     /// How long the stream recognises an event that is published again, 10 to 3,600 s. It takes memory for each event
     /// of that time; correctness does not depend on it.
     pub duplicate_window_seconds: u64,
+    /// How often partitions are looked after. Not to be configured: tests do not wait an hour.
+    #[serde(skip)]
+    pub upkeep_every: Duration,
 }
 
 impl Default for Config {
@@ -59,6 +62,7 @@ impl Default for Config {
             stream_max_age_hours: 72,
             stream_max_bytes: 1 << 30,
             duplicate_window_seconds: 120,
+            upkeep_every: Duration::from_hours(1),
         }
     }
 }
@@ -197,6 +201,8 @@ mod tests {
         );
         assert!(lines[1].starts_with("outbox.keep_days"), "{lines:?}");
         assert!(serde_json::from_str::<Config>(r#"{"bacth": 1}"#).is_err());
+        let read: Config = serde_json::from_str("{}").expect("the default");
+        assert_eq!(read.upkeep_every, Config::default().upkeep_every);
     }
 
     #[tokio::test]

@@ -10,8 +10,6 @@ use super::status::Part;
 use crate::repositories;
 use crate::repositories::outbox_progress::OutboxProgress;
 
-/// How often partitions are looked after.
-const MAINTAIN_EVERY: Duration = Duration::from_hours(1);
 /// When to come again after a failure.
 const RETRY: Duration = Duration::from_mins(1);
 /// Wait after a failed poll.
@@ -42,7 +40,7 @@ pub(super) async fn run(shared: &Shared) {
                         if dropped > 0 {
                             tracing::info!(dropped, "dropped old outbox partitions");
                         }
-                        MAINTAIN_EVERY
+                        shared.config.upkeep_every
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot look after the outbox partitions now");

@@ -1,7 +1,10 @@
 //! Partitions, holes, and a measurement.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use chat_service::outbox_relay::Config;
+use sqlx::PgPool;
 
 use crate::support::{Database, Load, Nats, Relay, append, read_stream, unpublished, until};
 
@@ -22,22 +25,11 @@ async fn partitions_are_made_and_old_published_ones_dropped() {
     .execute(&pool)
     .await
     .unwrap();
-    let partitions = async || -> Vec<String> {
-        sqlx::query_scalar(
-            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'outbox'::regclass ORDER BY 1",
-        )
-        .fetch_all(&pool)
-        .await
-        .unwrap()
-    };
-    let day_after_tomorrow: String = sqlx::query_scalar("SELECT 'outbox_' || to_char(current_date + 2, 'YYYYMMDD')")
-        .fetch_one(&pool)
-        .await
-        .unwrap();
-    assert!(!partitions().await.contains(&day_after_tomorrow));
+    let day_after_tomorrow = partition_of(&pool, 2).await;
+    assert!(!partitions(&pool).await.contains(&day_after_tomorrow));
     let relay = Relay::start(&database, &nats).await;
     until("partitions are made", async || {
-        partitions().await.contains(&day_after_tomorrow)
+        partitions(&pool).await.contains(&day_after_tomorrow)
     })
     .await;
     until("all is published", async || unpublished(&pool).await == 0).await;
@@ -46,10 +38,145 @@ async fn partitions_are_made_and_old_published_ones_dropped() {
     // Once all is published, the next start drops both.
     let relay = Relay::start(&database, &nats).await;
     until("old partitions are dropped", async || {
-        !partitions().await.iter().any(|name| name.starts_with("outbox_2020"))
+        !partitions(&pool)
+            .await
+            .iter()
+            .any(|name| name.starts_with("outbox_2020"))
     })
     .await;
     relay.stop().await;
+}
+
+/// The partitions, by name.
+async fn partitions(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'outbox'::regclass ORDER BY 1",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+/// The name of the partition of the day that is `days` from today.
+async fn partition_of(pool: &PgPool, days: i32) -> String {
+    sqlx::query_scalar("SELECT 'outbox_' || to_char((now() AT TIME ZONE 'UTC')::date + $1, 'YYYYMMDD')")
+        .bind(days)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_runs_for_long_goes_on_making_and_dropping_partitions() {
+    let (database, nats) = (Database::start().await, Nats::start());
+    let pool = database.pool().await;
+    let config = Config {
+        upkeep_every: Duration::from_millis(200),
+        ..Config::default()
+    };
+    let relay = Relay::with(&database, &nats, config).await;
+    // Days pass: each time the newest partition is not there yet and one is old.
+    for year in 2020..2023 {
+        let newest = partition_of(&pool, 3).await;
+        let old = format!("outbox_{year}0101");
+        until("the relay has made the newest", async || {
+            partitions(&pool).await.contains(&newest)
+        })
+        .await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+            "SELECT pg_advisory_xact_lock(hashtext('fechatter.outbox_maintain'));
+             DROP TABLE {newest};
+             CREATE TABLE {old} PARTITION OF outbox FOR VALUES FROM ('{year}-01-01') TO ('{year}-01-02')"
+        )))
+        .execute(&pool)
+        .await
+        .unwrap();
+        until("the old one is dropped and the newest made again", async || {
+            let partitions = partitions(&pool).await;
+            partitions.contains(&newest) && !partitions.contains(&old)
+        })
+        .await;
+    }
+    append(&pool, 3, 1, true).await.unwrap();
+    until("all is published", async || unpublished(&pool).await == 0).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_partition_of_their_day_get_one_and_leave_with_it() {
+    let database = Database::start().await;
+    // A session whose day is another than that of UTC for half of the time.
+    let pool = database.single().await;
+    sqlx::raw_sql("SET timezone = 'Pacific/Kiritimati'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let (today, yesterday) = (partition_of(&pool, 0).await, partition_of(&pool, -1).await);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP TABLE {today}")))
+        .execute(&pool)
+        .await
+        .unwrap();
+    append(&pool, 3, 5, true).await.unwrap();
+    append(&pool, 4, 2, true).await.unwrap();
+    let maintain = async |keep_days: i32| -> i32 {
+        let mut transaction = pool.begin().await.unwrap();
+        let dropped = sqlx::query_scalar("SELECT outbox_maintain($1)")
+            .bind(keep_days)
+            .fetch_one(&mut *transaction)
+            .await
+            .unwrap();
+        transaction.commit().await.unwrap();
+        dropped
+    };
+    let rows = async |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+    };
+    // Today they stay: senders write the day.
+    assert_eq!((maintain(7).await, rows("outbox_default").await), (0, 7));
+    assert!(!partitions(&pool).await.contains(&today));
+    // A day later.
+    sqlx::raw_sql("UPDATE outbox_default SET created_at = created_at - interval '1 day'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert_eq!(maintain(7).await, 0);
+    assert_eq!(
+        (
+            rows("outbox_default").await,
+            rows(&yesterday).await,
+            rows("outbox").await
+        ),
+        (0, 7, 7)
+    );
+    assert!(partitions(&pool).await.contains(&today));
+    let bounds: String =
+        sqlx::query_scalar("SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = to_regclass($1)")
+            .bind(&yesterday)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    // Midnight of UTC, as this session writes it.
+    assert_eq!(bounds.matches(" 14:00:00+14").count(), 2, "{bounds}");
+    // A week later; as long as it is not published it stays.
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "ALTER TABLE outbox DETACH PARTITION {yesterday};
+         ALTER TABLE {yesterday} RENAME TO outbox_20200101;
+         UPDATE outbox_20200101 SET created_at = '2020-01-01 12:00Z';
+         ALTER TABLE outbox ATTACH PARTITION outbox_20200101 FOR VALUES FROM ('2020-01-01 00:00Z') TO ('2020-01-02 00:00Z')"
+    )))
+    .execute(&pool)
+    .await
+    .unwrap();
+    assert_eq!((maintain(7).await, rows("outbox").await), (0, 7));
+    sqlx::raw_sql("UPDATE outbox_progress AS p SET published_position = last_position FROM outbox_shards AS s WHERE s.shard = p.shard")
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert_eq!((maintain(7).await, rows("outbox").await), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
