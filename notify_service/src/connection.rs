@@ -100,6 +100,8 @@ struct Queue {
     ephemeral: VecDeque<(EphemeralKey, Bytes)>,
     /// Events up to here are known to the client already.
     known: u64,
+    /// The client is to be told of a gap, for this reason, once it is known what it may see; until then it gets nothing.
+    held: Option<&'static str>,
     end: Option<End>,
     waker: Option<Waker>,
 }
@@ -139,7 +141,7 @@ impl Connection {
     /// Adds a live event; `false` when it no longer fits, which ends the stream.
     pub fn push(&self, entry: &Arc<Entry>) -> bool {
         let mut queue = self.queue();
-        if queue.end.is_some() || (entry.sequence != 0 && entry.sequence <= queue.known) {
+        if queue.end.is_some() || queue.held.is_some() || (entry.sequence != 0 && entry.sequence <= queue.known) {
             return true;
         }
         let bytes = entry.frame.len();
@@ -153,14 +155,31 @@ impl Connection {
         true
     }
 
-    /// Tells the client that its place in the stream is lost. What waits is moot, and the new place counts.
-    pub fn gap(&self, reason: &str, at: Cursor) {
+    /// Puts nothing into the stream any more, its cursor neither, until [`release`](Self::release) tells of the gap.
+    pub fn hold(&self, reason: &'static str) {
         let mut queue = self.queue();
         if queue.end.is_some() {
             return;
         }
-        queue.events.clear();
-        queue.backlog = 0;
+        queue.forget_events();
+        queue.held = Some(reason);
+    }
+
+    /// Ends what [`hold`](Self::hold) began with its gap; gives the reason if there was one to tell.
+    pub fn release(&self, at: Cursor) -> Option<&'static str> {
+        let reason = self.queue().held.take()?;
+        self.gap(reason, at);
+        Some(reason)
+    }
+
+    /// Tells the client that its place in the stream is lost. What waits is moot, and the new place counts. Who is held is told
+    /// later.
+    pub fn gap(&self, reason: &str, at: Cursor) {
+        let mut queue = self.queue();
+        if queue.end.is_some() || queue.held.is_some() {
+            return;
+        }
+        queue.forget_events();
         let entry = Arc::new(Entry::gap(reason, at));
         queue.live_bytes = entry.frame.len();
         queue.events.push_back(entry);
@@ -171,7 +190,8 @@ impl Connection {
     /// Adds a short-lived event, unless the client is behind: those are the first to be dropped.
     pub fn push_ephemeral(&self, key: EphemeralKey, frame: &Bytes) -> bool {
         let mut queue = self.queue();
-        if queue.end.is_some() || queue.live_bytes > self.live_bytes_max / 4 || queue.backlog > 0 {
+        let is_held = queue.end.is_some() || queue.held.is_some();
+        if is_held || queue.live_bytes > self.live_bytes_max / 4 || queue.backlog > 0 {
             return false;
         }
         queue.ephemeral.retain(|(present, _)| *present != key);
@@ -278,7 +298,7 @@ impl Connection {
     /// Where the client stands if nothing waits for it: past everything up to `at`.
     pub fn idle_cursor(&self, at: Cursor) -> Option<Cursor> {
         let queue = self.queue();
-        queue.events.is_empty().then_some(Cursor {
+        (queue.events.is_empty() && queue.held.is_none()).then_some(Cursor {
             epoch: at.epoch,
             sequence: at.sequence.max(queue.known),
         })
@@ -305,6 +325,12 @@ impl Queue {
         self.backlog = 0;
         self.live_bytes = 0;
         self.wake();
+    }
+
+    fn forget_events(&mut self) {
+        self.events.clear();
+        self.backlog = 0;
+        self.live_bytes = 0;
     }
 
     fn release_memory(&mut self) {

@@ -79,6 +79,20 @@ impl Signal for Repetition {
     }
 }
 
+/// A replica that may have missed what others said asks all to say it again.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct RollCall {
+    pub replica: Uuid,
+}
+
+impl Signal for RollCall {
+    const KIND: &'static str = "roll_call";
+
+    fn scope(&self) -> String {
+        format!("replica.{}", self.replica.simple())
+    }
+}
+
 /// Sends a signal to all replicas, this one included. One that cannot be sent is dropped.
 pub async fn send<S: Signal>(client: &async_nats::Client, workspace: WorkspaceId, signal: &S) {
     let Ok(body) = serde_json::to_vec(signal) else { return };
@@ -130,6 +144,7 @@ fn accept(hub: &Hub, presence: &Presence, message: &async_nats::Message) {
                 presence.repeat(&repetition);
             }
         }
+        Some(RollCall::KIND) => presence.is_called(),
         Some(Awayness::KIND) => {
             if let Ok(Awayness {
                 user_id,

@@ -8,7 +8,7 @@
 mod join;
 mod presence;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::config::{Config, ReplayConfig, StreamConfig};
 use crate::connection::{Connection, End, EphemeralKey};
 use crate::cursor::Cursor;
 use crate::event::{Entry, Route};
-use crate::membership::{Effect, Loaded, Membership, Verdict};
+use crate::membership::{Effect, Loaded, Membership, Verdict, additions};
 use crate::metrics::Metrics;
 use crate::ring::Ring;
 
@@ -31,6 +31,8 @@ pub use crate::membership::LoadEnd;
 pub use join::{Begun, Fetched, Join, JoinRequest, Requested};
 pub use presence::Local;
 
+/// Most copies remembered; the oldest are forgotten first.
+const COPIES_MAX: usize = 100_000;
 /// Most revoked sessions remembered; the oldest are forgotten first.
 const REVOKED_MAX: usize = 200_000;
 /// How long a revoked session is remembered: longer than any access token lives.
@@ -77,6 +79,8 @@ struct Core {
     is_current: bool,
     is_draining: bool,
     ring: Ring,
+    /// Where the stream holds copies of earlier events: who reads it back from between the two cannot tell.
+    copies: BTreeSet<u64>,
     membership: Membership,
     connections: HashMap<UserId, Vec<Arc<Connection>>>,
     streams: usize,
@@ -84,7 +88,7 @@ struct Core {
     /// Known users without a stream, and since when.
     away: HashMap<UserId, Instant>,
     revoked: HashMap<Uuid, Instant>,
-    /// Users whose streams began, ended or changed since somebody asked.
+    /// Users whose streams began, ended or changed, or who are in other chats, since somebody asked.
     moved: HashSet<UserId>,
     /// Sessions with a stream whose user is not at the device.
     away_sessions: HashSet<Uuid>,
@@ -105,6 +109,7 @@ impl Hub {
                 is_current: false,
                 is_draining: false,
                 ring: Ring::new(config.ring.max_events, config.ring.max_bytes),
+                copies: BTreeSet::new(),
                 membership: Membership::default(),
                 connections: HashMap::new(),
                 streams: 0,
@@ -150,6 +155,7 @@ impl Hub {
         core.epoch = Some(epoch);
         core.position = start;
         core.ring.reset(start);
+        core.copies.clear();
         core.floor = if is_first { 0 } else { start };
         core.owes_gap = false;
         core.is_current = false;
@@ -157,8 +163,7 @@ impl Hub {
             core.membership.doubt_until(newest);
         }
         if !is_first {
-            core.gap_for_all("history_changed", &self.metrics);
-            self.doubt_members(&mut core);
+            self.tell_gap(&mut core, "history_changed");
         }
     }
 
@@ -195,22 +200,27 @@ impl Hub {
     }
 
     fn tell_lost(&self, core: &mut Core) {
-        core.gap_for_all("events_lost", &self.metrics);
         core.told_lost = Some(Instant::now());
         core.owes_gap = false;
-        self.doubt_members(core);
+        self.tell_gap(core, "events_lost");
     }
 
-    /// Has everybody known loaded again when changes of members may have been lost.
-    fn doubt_members(&self, core: &mut Core) {
-        if std::mem::take(&mut core.has_lost_changes) {
-            let away: Vec<UserId> = core.away.keys().copied().collect();
-            for user in away {
-                core.forget(user);
-            }
-            core.membership.doubt_all();
-            self.doubted.notify_one();
+    /// Tells all streams to reload. When changes of members may have been lost, everybody known is loaded again first, and their
+    /// streams get nothing until then: nobody knows whether they may still see what comes.
+    fn tell_gap(&self, core: &mut Core, reason: &'static str) {
+        if !std::mem::take(&mut core.has_lost_changes) {
+            core.gap_for_all(reason, &self.metrics);
+            return;
         }
+        for connection in core.connections.values().flatten() {
+            connection.hold(reason);
+        }
+        let away: Vec<UserId> = core.away.keys().copied().collect();
+        for user in away {
+            core.forget(user);
+        }
+        core.membership.doubt_all();
+        self.doubted.notify_one();
     }
 
     /// Waits until known users are to be loaded again, and says who they are.
@@ -245,6 +255,16 @@ impl Hub {
     /// An event that concerns nobody.
     pub fn skip(&self, sequence: u64) {
         self.core().position = sequence;
+    }
+
+    /// A copy of an earlier event, which concerns nobody, now or when it is read back.
+    pub fn skip_copy(&self, sequence: u64) {
+        let mut core = self.core();
+        core.position = sequence;
+        core.copies.insert(sequence);
+        if core.copies.len() > COPIES_MAX {
+            core.copies.pop_first();
+        }
     }
 
     /// Keeps an event, applies it, and puts it into the queues of those who may see it; or does nothing and says what
@@ -285,7 +305,7 @@ impl Hub {
         core.is_current && core.membership.knows(user)
     }
 
-    /// Those of past events that the user may see now, and the number of that view; nothing when it is not `view`, or when
+    /// Those of past events that the user may see now, copies left out, and the number of that view; nothing when it is not `view`, or when
     /// the user is not known.
     pub fn visible(&self, user: UserId, view: Option<u64>, events: &[Arc<Entry>]) -> Option<(u64, Vec<Arc<Entry>>)> {
         let core = self.core();
@@ -293,7 +313,8 @@ impl Hub {
         if view.is_some_and(|view| view != now) {
             return None;
         }
-        let may_see = |entry: &&Arc<Entry>| core.membership.may_see(user, &entry.route);
+        let may_see =
+            |entry: &&Arc<Entry>| core.membership.may_see(user, &entry.route) && !core.copies.contains(&entry.sequence);
         Some((now, events.iter().filter(may_see).cloned().collect()))
     }
 
@@ -316,8 +337,19 @@ impl Hub {
                 core.cut(user, chat, 0);
             }
         }
-        if end == LoadEnd::Ready && !core.connections.contains_key(&user) {
-            core.away.insert(user, Instant::now());
+        if end == LoadEnd::Ready {
+            core.moves_chats(user);
+            match (core.connections.get(&user), core.cursor()) {
+                (None, _) => {
+                    core.away.insert(user, Instant::now());
+                }
+                (Some(connections), Some(at)) => {
+                    for reason in connections.iter().filter_map(|connection| connection.release(at)) {
+                        self.metrics.gap(reason, 1);
+                    }
+                }
+                (Some(_), None) => {}
+            }
         }
         end
     }
@@ -450,6 +482,9 @@ impl Core {
             Route::ChatCreated { chat, .. } | Route::MemberAdded { chat, .. } => {
                 // First in, so that it is the first that the new member sees of the chat.
                 self.membership.apply(route, time, verdict);
+                for user in additions(route).map_or(&[][..], |(_, users)| users) {
+                    self.moves_chats(*user);
+                }
                 self.deliver(entry, self.membership.members(*chat), metrics)
             }
             Route::MemberRemoved { chat, user, .. } => {
@@ -517,6 +552,7 @@ impl Core {
     fn change(&mut self, route: &Route, time: OffsetDateTime, sequence: u64) {
         if let Effect::Left { chat, user } = self.membership.apply(route, time, None) {
             self.cut(user, chat, sequence);
+            self.moves_chats(user);
         }
     }
 

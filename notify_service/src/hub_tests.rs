@@ -266,6 +266,78 @@ fn what_was_read_back_is_read_again_for_who_may_see_more_by_now() {
     ));
 }
 
+/// Asks as a client that has seen everything up to 0 and finds nothing of what follows in memory.
+fn reading_back(hub: &Hub) -> JoinRequest {
+    load(hub, ADA, &[(CHAT, 1)], 100);
+    hub.core().ring = Ring::new(1, 1 << 20);
+    for sequence in 1..=3 {
+        hub.publish(&entry(sequence, Route::Chat(CHAT), 101), None);
+    }
+    request(ADA, after(0))
+}
+
+fn read_back(hub: &Hub, request: &mut JoinRequest, upto: u64) {
+    let before = request.fetched.take().unwrap_or_default();
+    let events: Vec<_> = (before.upto + 1..=upto)
+        .map(|it| entry(it, Route::Chat(CHAT), 101))
+        .collect();
+    let (view, entries) = hub.visible(ADA, before.view, &events).unwrap();
+    request.fetched = Some(Fetched {
+        upto,
+        entries: before.entries.into_iter().chain(entries).collect(),
+        view: Some(view),
+        ..Fetched::default()
+    });
+}
+
+#[test]
+fn what_leaves_memory_while_the_stream_is_read_back_is_read_too() {
+    let hub = hub();
+    let mut request = reading_back(&hub);
+    let Join::Fetch { after: 0, upto, .. } = hub.join(&mut request) else {
+        panic!("it is not in memory");
+    };
+    read_back(&hub, &mut request, upto);
+    for sequence in 4..=6 {
+        hub.publish(&entry(sequence, Route::Chat(CHAT), 101), None);
+    }
+    let Join::Fetch { after, upto: more, .. } = hub.join(&mut request) else {
+        panic!("4 and 5 have left meanwhile");
+    };
+    assert_eq!((after, upto), (3, 3));
+    read_back(&hub, &mut request, more);
+    let Join::Joined(connection, Begun::Resumed { count: 6, .. }) = hub.join(&mut request) else {
+        panic!("all of it is known now");
+    };
+    let sequences: Vec<String> = frames(&connection)[1..7].to_vec();
+    assert_eq!(sequences, (1..=6).map(|it| format!("id: {it}\n\n")).collect::<Vec<_>>());
+    // Live from here on.
+    hub.publish(&entry(7, Route::Chat(CHAT), 102), None);
+    assert_eq!(frames(&connection), ["id: 7\n\n"]);
+}
+
+#[test]
+fn a_history_that_ends_while_it_is_read_back_is_a_gap() {
+    let hub = hub();
+    let mut request = reading_back(&hub);
+    let Join::Fetch { upto, .. } = hub.join(&mut request) else {
+        panic!("it is not in memory");
+    };
+    read_back(&hub, &mut request, upto);
+    hub.begin_history(Uuid::from_u128(2), 0, Some(at(101)));
+    hub.set_caught_up();
+    let Join::Joined(connection, begun) = hub.join(&mut request) else {
+        panic!("it can be told");
+    };
+    assert_eq!(begun, Begun::Gap("history_changed"));
+    assert!(
+        !frames(&connection)
+            .iter()
+            .any(|frame| frame.starts_with("id: ") && !frame.contains('.')),
+        "nothing of the old"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_a_loss_that_may_have_moved_members_everybody_is_loaded_again() {
     let hub = hub();
@@ -297,4 +369,45 @@ async fn after_a_loss_that_may_have_moved_members_everybody_is_loaded_again() {
     hub.lost_events(7);
     hub.leave(&ada);
     assert!(hub.core().membership.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_have_been_removed_gets_nothing_until_that_is_known() {
+    let hub = hub();
+    for user in [ADA, BOB] {
+        load(&hub, user, &[(CHAT, 1)], 100);
+    }
+    let (ada, _) = joined(&hub, ADA, Requested::Start);
+    let (bob, _) = joined(&hub, BOB, Requested::Start);
+    for connection in [&ada, &bob] {
+        frames(connection);
+    }
+    // One of these removed Bob.
+    hub.lost_events(5);
+    assert_eq!(hub.doubtful().await.len(), 2);
+    hub.publish(&entry(5, Route::Chat(CHAT), 101), None);
+    // Others cannot be read meanwhile: that is told later, together.
+    tokio::time::advance(TOLD_EVERY).await;
+    hub.unreadable_event(6, false);
+    let typing = EphemeralKey::Typing(CHAT, ADA);
+    for connection in [&ada, &bob] {
+        assert!(!connection.push_ephemeral(typing, &Bytes::from_static(b"typing")));
+        assert_eq!(frames(connection), Vec::<String>::new());
+        assert_eq!(
+            connection.idle_cursor(hub.position().unwrap()),
+            None,
+            "no cursor passes what is owed"
+        );
+    }
+    load(&hub, ADA, &[(CHAT, 1)], 102);
+    load(&hub, BOB, &[], 102);
+    for connection in [&ada, &bob] {
+        let told = frames(connection);
+        assert!(
+            told.len() == 1 && told[0].contains("events_lost") && told[0].contains(".6\n"),
+            "{told:?}"
+        );
+    }
+    hub.publish(&entry(7, Route::Chat(CHAT), 103), None);
+    assert_eq!((frames(&ada).len(), frames(&bob).len()), (1, 0));
 }

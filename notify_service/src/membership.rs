@@ -365,7 +365,7 @@ impl Record {
 }
 
 /// Whom an event adds to which chat.
-fn additions(route: &Route) -> Option<(ChatId, &[UserId])> {
+pub(crate) fn additions(route: &Route) -> Option<(ChatId, &[UserId])> {
     match route {
         Route::ChatCreated { chat, members, .. } => Some((*chat, members)),
         Route::MemberAdded { chat, user, .. } => Some((*chat, std::slice::from_ref(user))),

@@ -1,7 +1,7 @@
 //! Who is here, as all replicas together see it. In memory alone: a replica says what it sees, says so again every few
 //! seconds, and what it has not repeated for long is forgotten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Takes a replica's word; gives the change it makes.
+    /// Takes a replica's word; gives the change it makes: for who shares a chat with the user only now, that the user is there.
     pub fn see(&mut self, sighting: &Sighting, now: Instant) -> Option<Change> {
         let record = self.users.entry(sighting.user_id).or_insert_with(|| Record {
             workspace: sighting.workspace_id,
@@ -83,18 +83,29 @@ impl Records {
             last_seen: None,
             chats: Arc::clone(&sighting.chat_ids),
         });
-        record.chats = Arc::clone(&sighting.chat_ids);
+        let before = std::mem::replace(&mut record.chats, Arc::clone(&sighting.chat_ids));
         if sighting.status == Status::Offline {
             record.sightings.remove(&sighting.replica);
         } else {
             record.sightings.insert(sighting.replica, (sighting.status, now));
         }
-        record.settle(sighting.user_id, sighting.at)
+        let change = record.settle(sighting.user_id, sighting.at);
+        if change.is_some() || record.status == Status::Offline {
+            return change;
+        }
+        let before: HashSet<&ChatId> = before.iter().collect();
+        let more = record.chats.iter().filter(|chat| !before.contains(chat));
+        let more: Arc<[ChatId]> = more.copied().collect();
+        (!more.is_empty()).then(|| Change {
+            presence: record.presence(sighting.user_id),
+            chats: more,
+        })
     }
 
-    /// A replica repeats who it sees. Only what was not known of them is a change, and of those nobody is told: their
-    /// chats are not known here.
-    pub fn repeat(&mut self, replica: Uuid, users: &[(UserId, WorkspaceId, Status)], now: Instant) {
+    /// A replica repeats who it sees. Only what was not known of them is a change; where their chats are not known here, nobody is
+    /// told.
+    pub fn repeat(&mut self, replica: Uuid, users: &[(UserId, WorkspaceId, Status)], now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
         for (user, workspace, status) in users {
             let record = self.users.entry(*user).or_insert_with(|| Record {
                 workspace: *workspace,
@@ -104,8 +115,10 @@ impl Records {
                 chats: Arc::from([]),
             });
             record.sightings.insert(replica, (*status, now));
-            record.settle(*user, OffsetDateTime::now_utc());
+            let change = record.settle(*user, OffsetDateTime::now_utc());
+            changes.extend(change.filter(|change| !change.chats.is_empty()));
         }
+        changes
     }
 
     /// Forgets words that were not repeated within `patience`.
@@ -163,13 +176,17 @@ impl Record {
         self.status = status;
         self.last_seen = (status == Status::Offline).then_some(at);
         Some(Change {
-            presence: Presence {
-                user_id: user,
-                status,
-                last_seen_at: self.last_seen,
-            },
+            presence: self.presence(user),
             chats: Arc::clone(&self.chats),
         })
+    }
+
+    fn presence(&self, user: UserId) -> Presence {
+        Presence {
+            user_id: user,
+            status: self.status,
+            last_seen_at: self.last_seen,
+        }
     }
 }
 
@@ -206,6 +223,47 @@ mod tests {
         assert_eq!(&*change.chats, [ChatId(5)]);
         assert_eq!(told(records.see(&sighting(1, Status::Offline), now)), None);
         assert_eq!(records.of(UserId(7)).status, Status::Offline);
+    }
+
+    #[test]
+    fn who_shares_a_chat_only_now_is_told_and_who_does_no_longer_is_not() {
+        let (mut records, now) = (Records::default(), Instant::now());
+        let with = |status: Status, chats: &[i64]| Sighting {
+            chat_ids: chats.iter().map(|chat| ChatId(*chat)).collect(),
+            ..sighting(1, status)
+        };
+        records.see(&with(Status::Online, &[5, 6]), now);
+        let change = records.see(&with(Status::Online, &[6, 7]), now).unwrap();
+        assert_eq!(
+            (change.presence.status, &*change.chats),
+            (Status::Online, &[ChatId(7)][..])
+        );
+        assert_eq!(records.see(&with(Status::Online, &[6]), now), None);
+        let change = records.see(&with(Status::Offline, &[6]), now).unwrap();
+        assert_eq!(&*change.chats, [ChatId(6)]);
+        assert_eq!(records.see(&with(Status::Offline, &[6, 7]), now), None);
+    }
+
+    #[test]
+    fn a_replica_that_returns_after_it_was_forgotten_is_believed_again() {
+        let (mut records, begun) = (Records::default(), Instant::now());
+        let word = [(UserId(7), WorkspaceId(1), Status::Online)];
+        records.see(&sighting(1, Status::Online), begun);
+        assert_eq!(records.expire(PATIENCE, begun + PATIENCE).len(), 1);
+        let changes = records.repeat(Uuid::from_u128(1), &word, begun + PATIENCE);
+        assert_eq!(changes.len(), 1, "those who were told that the user is gone");
+        assert_eq!(
+            (changes[0].presence.status, &*changes[0].chats),
+            (Status::Online, &[ChatId(5)][..])
+        );
+        // Of somebody never heard of nobody can be told.
+        let stranger = [(UserId(8), WorkspaceId(1), Status::Online)];
+        assert!(
+            records
+                .repeat(Uuid::from_u128(1), &stranger, begun + PATIENCE)
+                .is_empty()
+        );
+        assert_eq!(records.of(UserId(8)).status, Status::Online);
     }
 
     #[test]

@@ -232,9 +232,21 @@ fn keep_letters(pool: PgPool) -> mpsc::Sender<Buried> {
                 deliveries: 1,
                 body: &letter.body,
             };
-            // Every replica meets it.
-            if let Err(error) = kept.keep_once(&letter).await {
-                tracing::error!(%error, sequence = letter.stream_sequence, "cannot keep a dead letter");
+            let mut pause = FIRST_PAUSE;
+            loop {
+                // Every replica meets it.
+                match kept.keep_once(&letter).await {
+                    Ok(()) => break,
+                    Err(error) if migrations::is_away(&error) => {
+                        tracing::debug!(%error, sequence = letter.stream_sequence, "a dead letter waits for PostgreSQL");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, sequence = letter.stream_sequence, "cannot keep a dead letter");
+                        break;
+                    }
+                }
             }
         }
     });

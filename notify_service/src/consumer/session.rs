@@ -218,7 +218,7 @@ impl<'a> Session<'a> {
             Admission::New => {}
             Admission::Copy => {
                 self.owner.hub.metrics().dropped("copy");
-                self.owner.hub.skip(at.sequence);
+                self.owner.hub.skip_copy(at.sequence);
                 return Ok(());
             }
             Admission::Jump { missing } => {

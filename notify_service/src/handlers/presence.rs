@@ -110,6 +110,6 @@ pub async fn declare_presence(
     state
         .presence
         .declare(caller.workspace_id(), caller.user_id(), caller.session_id(), is_away)
-        .await;
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

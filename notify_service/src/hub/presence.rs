@@ -19,7 +19,7 @@ pub struct Local {
 }
 
 impl Hub {
-    /// The users whose streams began, ended or changed since the last call.
+    /// The users whose streams began, ended or changed, or whose chats are others, since the last call.
     pub fn moved(&self) -> Vec<Local> {
         let mut core = self.core();
         let moved = std::mem::take(&mut core.moved);
@@ -61,11 +61,20 @@ impl Core {
                 if all_away { Status::Away } else { Status::Online }
             }
         };
+        let mut chats: Vec<ChatId> = self.membership.chats_of(user).collect();
+        chats.sort_unstable();
         Local {
             user,
             workspace: streams.and_then(|streams| Some(streams.first()?.owner.workspace)),
             status,
-            chats: self.membership.chats_of(user).collect(),
+            chats: chats.into(),
+        }
+    }
+
+    /// The user is in other chats than before: others may know of them.
+    pub(super) fn moves_chats(&mut self, user: UserId) {
+        if self.connections.contains_key(&user) {
+            self.moved.insert(user);
         }
     }
 

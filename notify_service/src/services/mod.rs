@@ -1,6 +1,8 @@
 //! Use cases: opening streams, loading members, reading the stream back, tickets, typing and presence.
 
 pub mod access;
+#[cfg(test)]
+mod lagging_replica;
 pub mod loader;
 pub mod presence;
 pub mod replay;

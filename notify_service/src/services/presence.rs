@@ -1,11 +1,13 @@
 //! Who is here: what this process sees is told to all replicas, and what they say to those who share a chat.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
-use service_runtime::ApiResult;
+use service_runtime::{ApiError, ApiResult};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +16,7 @@ use uuid::Uuid;
 use super::access::{Access, database_fault};
 use crate::config::PresenceConfig;
 use crate::connection::EphemeralKey;
-use crate::ephemeral::{self, Awayness, Repetition};
+use crate::ephemeral::{self, Awayness, Repetition, RollCall};
 use crate::event::frame;
 use crate::presence::{Change, Presence as View, Records, Sighting, Status};
 use crate::repositories;
@@ -34,6 +36,8 @@ pub struct Presence {
     config: PresenceConfig,
     replica: Uuid,
     records: Arc<Mutex<Records>>,
+    /// Somebody asked to be told everything again.
+    was_called: Arc<AtomicBool>,
 }
 
 /// What was said of a user last, and to whom.
@@ -55,6 +59,7 @@ impl Presence {
             config,
             replica: Uuid::new_v4(),
             records: Arc::default(),
+            was_called: Arc::default(),
         }
     }
 
@@ -83,14 +88,26 @@ impl Presence {
         Ok(members.into_iter().map(|user| records.of(user)).collect())
     }
 
-    /// A session says whether its user is at the device; its streams may be anywhere.
-    pub async fn declare(&self, workspace: WorkspaceId, user: UserId, session: Uuid, is_away: bool) {
+    /// A session says whether its user is at the device; its streams may be anywhere. An error while NATS is away.
+    pub async fn declare(&self, workspace: WorkspaceId, user: UserId, session: Uuid, is_away: bool) -> ApiResult<()> {
+        if !self.is_connected() {
+            return Err(ApiError::unavailable("Presence cannot be told now; try again soon.", 2));
+        }
         let awayness = Awayness {
             user_id: user,
             session_id: session,
             is_away,
         };
         ephemeral::send(&self.client, workspace, &awayness).await;
+        Ok(())
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::SeqCst)
     }
 
     /// Takes a replica's word, this one's included, and tells those who may know.
@@ -101,8 +118,15 @@ impl Presence {
 
     /// A replica repeats what it sees.
     pub fn repeat(&self, repetition: &Repetition) {
-        self.records()
+        let changes = self
+            .records()
             .repeat(repetition.replica, &repetition.users, Instant::now());
+        self.tell(changes);
+    }
+
+    /// Somebody asks to be told everything again.
+    pub fn is_called(&self) {
+        self.was_called.store(true, Ordering::SeqCst);
     }
 
     fn tell(&self, changes: impl IntoIterator<Item = Change>) {
@@ -119,23 +143,46 @@ impl Presence {
     }
 
     /// Says what changes here, repeats it now and then, and forgets replicas that fell silent, until `shutdown`.
+    ///
+    /// While NATS is away nothing is said and nobody forgotten. Whoever has just connected may have missed words, and others
+    /// theirs: they are asked for, and there is patience again.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut said: HashMap<UserId, Said> = HashMap::new();
         let mut repeated = Instant::now();
+        let mut connected: Option<(u64, Instant)> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
+            let (now, connects) = (Instant::now(), self.connects());
+            if !self.is_connected() {
+                continue;
+            }
+            let since = match connected {
+                Some((known, since)) if known == connects => since,
+                _ => {
+                    let replica = self.replica;
+                    ephemeral::send(&self.client, WorkspaceId(0), &RollCall { replica }).await;
+                    now
+                }
+            };
+            connected = Some((connects, since));
             self.say_changes(&mut said).await;
-            let now = Instant::now();
+            if self.was_called.swap(false, Ordering::SeqCst) {
+                for (user, said) in &said {
+                    self.say(*user, said.workspace, said.status, &said.chats).await;
+                }
+            }
             // Three times within the patience of the others.
             if now.duration_since(repeated) >= self.config.patience() / 3 {
                 repeated = now;
                 self.say_again(&said).await;
-                let changes = self.records().expire(self.config.patience(), now);
-                self.tell(changes);
+                if now.duration_since(since) >= self.config.patience() {
+                    let changes = self.records().expire(self.config.patience(), now);
+                    self.tell(changes);
+                }
             }
         }
         // Streams have moved to other replicas by now.
         for (user, said) in said {
-            self.say(user, said.workspace, Status::Offline, &said.chats).await;
+            self.say_gone(user, &said).await;
         }
     }
 
@@ -144,7 +191,8 @@ impl Presence {
         for local in self.access.hub.moved() {
             match (local.workspace, said.get_mut(&local.user)) {
                 (Some(workspace), known) => {
-                    if known.is_none_or(|known| known.status != local.status) {
+                    let is_said = |known: &mut Said| (known.status, &known.chats) == (local.status, &local.chats);
+                    if !known.is_some_and(is_said) {
                         self.say(local.user, workspace, local.status, &local.chats).await;
                     }
                     let news = Said {
@@ -167,9 +215,20 @@ impl Presence {
             .collect();
         for user in gone {
             if let Some(said) = said.remove(&user) {
-                self.say(user, said.workspace, Status::Offline, &said.chats).await;
+                self.say_gone(user, &said).await;
             }
         }
+    }
+
+    /// Tells those who share a chat now, as far as that is known.
+    async fn say_gone(&self, user: UserId, said: &Said) {
+        let hub = &self.access.hub;
+        let chats = if hub.knows(user) {
+            hub.local(user).chats
+        } else {
+            Arc::clone(&said.chats)
+        };
+        self.say(user, said.workspace, Status::Offline, &chats).await;
     }
 
     async fn say(&self, user: UserId, workspace: WorkspaceId, status: Status, chats: &Arc<[ChatId]>) {

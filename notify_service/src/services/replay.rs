@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream;
-use async_nats::jetstream::stream::DirectGetErrorKind;
+use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessageErrorKind};
 use fechatter_core::UserId;
 use fechatter_core::events::STREAM;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -198,14 +198,22 @@ async fn read_one(
     epoch: Uuid,
     sequence: u64,
 ) -> Result<Option<Stored>, ReplayFault> {
+    let unavailable = |error: &dyn std::fmt::Display| {
+        tracing::debug!(%error, sequence, "cannot read the stream");
+        ReplayFault::Unavailable
+    };
     let message = match stream.direct_get(sequence).await {
         Ok(message) => message,
-        // Deleted one by one by an operator; what leaves by age or size leaves from the front.
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            tracing::debug!(%error, sequence, "cannot read the stream");
-            return Err(ReplayFault::Unavailable);
-        }
+        // Any replica of the stream may have answered, also one that does not have it yet. The leader knows.
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => match stream.get_raw_message(sequence).await {
+            Ok(message) => message,
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                let info = stream.get_info().await.map_err(|error| unavailable(&error))?;
+                return why_absent(&info, epoch, sequence).map_or(Ok(None), Err);
+            }
+            Err(error) => return Err(unavailable(&error)),
+        },
+        Err(error) => return Err(unavailable(&error)),
     };
     let Ok(headers) = Headers::of(&message.headers) else {
         return Ok(None);
@@ -217,6 +225,15 @@ async fn read_one(
         headers,
         entry,
     }))
+}
+
+/// Why the stream does not hold a sequence that it held when the reading began; nothing when an operator deleted it.
+fn why_absent(info: &jetstream::stream::Info, epoch: Uuid, sequence: u64) -> Option<ReplayFault> {
+    if crate::consumer::epoch_of(info) != Some(epoch) {
+        return Some(ReplayFault::Lost);
+    }
+    // What leaves by age or size leaves from the front, also while it is being read.
+    (sequence < info.state.first_sequence).then_some(ReplayFault::Expired)
 }
 
 /// Adds what the user may see of the events that follow. `false` when that is no longer what it was for those before.
@@ -388,6 +405,21 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_what_came_before_the_cursor_is_passed_over() {
+        let (hub, now) = (hub(), Uuid::now_v7());
+        hub.begin_history(now, 0, None);
+        // The consumer has seen 5 at its first place; whoever reads back from behind that has not.
+        hub.skip_copy(1);
+        let mut fetched = Fetched::default();
+        let all = stored(&[(now, 1, 5), (now, 1, 6)]);
+        take(&hub, ADA, now, all.iter(), &ReplayConfig::default(), &mut fetched).expect("both can be read");
+        assert_eq!(
+            fetched.entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>(),
+            [2]
+        );
+    }
+
+    #[test]
     fn a_hole_is_no_copy() {
         let now = Uuid::now_v7();
         assert_eq!(taken(&stored(&[(now, 1, 5), (now, 1, 7)]), now), Err(ReplayFault::Lost));
@@ -458,6 +490,61 @@ mod tests {
         assert_eq!(take(first, &hub), Ok(true));
         load(&hub, &[HERS, OTHERS]);
         assert_eq!(take(second, &hub), Ok(false));
+    }
+
+    /// A stream of ten events, read by somebody who found all of them when they looked.
+    async fn stream_of_ten(allow_direct: bool) -> (dev::nats::Server, jetstream::stream::Stream, Replay, Uuid) {
+        let server = dev::nats::Server::temporary().expect("a server");
+        let client = async_nats::connect(server.url()).await.expect("a connection");
+        let (context, epoch) = (jetstream::new(client), Uuid::now_v7());
+        let config = jetstream::stream::Config {
+            name: STREAM.to_owned(),
+            subjects: vec![fechatter_core::events::SUBJECTS.to_owned()],
+            metadata: [(fechatter_core::events::METADATA_EPOCH.to_owned(), epoch.to_string())].into(),
+            allow_direct,
+            ..jetstream::stream::Config::default()
+        };
+        let stream = context.create_stream(config).await.expect("a stream");
+        for position in 1..=10 {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(fechatter_core::events::HEADER_EPOCH, epoch.to_string());
+            headers.insert(fechatter_core::events::HEADER_SHARD, "1");
+            headers.insert(fechatter_core::events::HEADER_POSITION, position.to_string());
+            let sent = context.publish_with_headers("fechatter.1.chat.10.x", headers, "{}".into());
+            sent.await.expect("sent").await.expect("stored");
+        }
+        let replay = Replay::new(context, Arc::new(hub()), &ReplayConfig::default());
+        (server, stream, replay, epoch)
+    }
+
+    async fn sequences(
+        replay: &Replay,
+        stream: &jetstream::stream::Stream,
+        epoch: Uuid,
+    ) -> Result<Vec<u64>, ReplayFault> {
+        let block = replay.read_range(stream, epoch, 1, 10).await?;
+        Ok(block.iter().map(|stored| stored.sequence).collect())
+    }
+
+    #[tokio::test]
+    async fn what_leaves_the_stream_while_it_is_read_is_missed_and_not_passed_over() {
+        let (_server, stream, replay, epoch) = stream_of_ten(true).await;
+        stream.delete_message(7).await.expect("an operator may");
+        let all_but_one: Vec<u64> = (1..=10).filter(|sequence| *sequence != 7).collect();
+        assert_eq!(sequences(&replay, &stream, epoch).await, Ok(all_but_one));
+        // By age or size, between the look at the stream's beginning and the reading.
+        stream.purge().sequence(5).await.expect("a purge");
+        assert_eq!(sequences(&replay, &stream, epoch).await, Err(ReplayFault::Expired));
+        // Another history has begun.
+        let other = Uuid::now_v7();
+        assert_eq!(sequences(&replay, &stream, other).await, Err(ReplayFault::Lost));
+    }
+
+    #[tokio::test]
+    async fn what_a_replica_of_the_stream_does_not_have_yet_its_leader_has() {
+        let (server, stream, replay, epoch) = stream_of_ten(false).await;
+        crate::services::lagging_replica::answer(server.port(), &format!("$JS.API.DIRECT.GET.{STREAM}"));
+        assert_eq!(sequences(&replay, &stream, epoch).await, Ok((1..=10).collect()));
     }
 
     #[tokio::test]

@@ -11,9 +11,10 @@ use std::time::Duration;
 use async_nats::header;
 use async_nats::jetstream;
 use async_nats::jetstream::context::{KeyValueErrorKind, PublishError, PublishErrorKind};
-use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::kv::{self, Store};
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::stream::StorageType;
+use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind, StorageType};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fechatter_core::problem::Code;
@@ -158,8 +159,8 @@ impl Tickets {
         let digest = digest(ticket);
         let key = key(&digest);
         let store = self.store().await?;
-        let entry = match tokio::time::timeout(TIMEOUT, store.entry(&key)).await {
-            Ok(Ok(entry)) => entry.filter(|entry| entry.operation == Operation::Put),
+        let entry = match tokio::time::timeout(TIMEOUT, entry(&store, &key)).await {
+            Ok(Ok(entry)) => entry,
             Ok(Err(error)) => {
                 self.store.lock().await.take();
                 return Err(away(&error));
@@ -168,7 +169,7 @@ impl Tickets {
         };
         let invalid = || refused("The ticket is not valid or has been used; get a new one by POST /events/ticket.");
         let entry = entry.ok_or_else(invalid)?;
-        let mut stored: Stored = serde_json::from_slice(&entry.value).map_err(|error| ApiError::internal(&error))?;
+        let mut stored: Stored = serde_json::from_slice(&entry.payload).map_err(|error| ApiError::internal(&error))?;
         if stored.expires <= now || self.hub.is_revoked(stored.session) {
             return Err(invalid());
         }
@@ -182,7 +183,7 @@ impl Tickets {
             }
             stored.is_bound = true;
             let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(&error))?;
-            let bound = self.bind(&store, &key, value, entry.revision, lifetime(stored.expires, now));
+            let bound = self.bind(&store, &key, value, entry.sequence, lifetime(stored.expires, now));
             match tokio::time::timeout(TIMEOUT, bound).await {
                 Ok(Ok(_)) => {}
                 // Somebody else was quicker, theirs was the first use; or it has just left.
@@ -269,6 +270,18 @@ impl Tickets {
     }
 }
 
+/// What is stored under a key, if anything is. Asks the bucket's leader, not any replica as [`Store::entry`] does: one that is
+/// behind does not know a ticket yet that was made a moment ago, or that it has been used.
+async fn entry(store: &Store, key: &str) -> Result<Option<StreamMessage>, LastRawMessageError> {
+    let subject = format!("{}{key}", store.prefix);
+    match store.stream.get_last_raw_message_by_subject(&subject).await {
+        // What marks that an entry has left has no value.
+        Ok(message) => Ok(Some(message).filter(|message| !message.payload.is_empty())),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How long the server is to keep an entry until `end`; it counts in whole seconds.
 fn lifetime(end: i64, now: i64) -> Duration {
     Duration::from_secs(u64::try_from(end - now).unwrap_or(0).max(1))
@@ -276,4 +289,48 @@ fn lifetime(end: i64, now: i64) -> Duration {
 
 fn digest(ticket: &str) -> [u8; 32] {
     Sha256::digest(ticket.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use fechatter_core::user::Role;
+
+    #[tokio::test]
+    async fn a_ticket_is_known_whatever_a_replica_of_the_bucket_has_not_heard_yet() {
+        let server = dev::nats::Server::temporary().expect("a server");
+        let client = async_nats::connect(server.url()).await.expect("a connection");
+        let context = jetstream::new(client);
+        let config = serde_json::from_str(r#"{"database": {"url": "postgres://x"}}"#).expect("a configuration");
+        let hub = Arc::new(Hub::new(&config, Metrics::default()));
+        let tickets = Tickets::new(context.clone(), hub, 1);
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let claims = Claims {
+            iss: "fechatter".to_owned(),
+            aud: "fechatter".to_owned(),
+            sub: "1".to_owned(),
+            ws: WorkspaceId(1),
+            role: Role::Member,
+            sid: Uuid::nil(),
+            jti: Uuid::nil(),
+            iat: now,
+            exp: now + 60,
+        };
+        let ticket = tickets.issue(&claims).await.expect("a ticket");
+        let bucket = format!("KV_{BUCKET}");
+        let mut stream = context
+            .get_stream(&bucket)
+            .await
+            .expect("the bucket")
+            .cached_info()
+            .config
+            .clone();
+        stream.allow_direct = false;
+        context.update_stream(&stream).await.expect("an update");
+        crate::services::lagging_replica::answer(server.port(), &format!("$JS.API.DIRECT.GET.{bucket}.>"));
+        assert!(tickets.redeem(&ticket, false).await.is_ok());
+        assert!(tickets.redeem(&ticket, false).await.is_err(), "once");
+        assert!(tickets.redeem(&ticket, true).await.is_ok(), "its reconnection");
+    }
 }

@@ -5,6 +5,7 @@ mod delivery;
 mod endings;
 mod presence;
 mod scale;
+mod storm;
 mod tickets;
 mod typing;
 mod world;

@@ -128,3 +128,107 @@ async fn a_process_that_is_killed_is_forgotten_and_a_quick_return_is_not_told() 
     drop(of_ada);
     assert_eq!(of_bob.presence().await, (ada.id, "offline".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_starts_later_knows_at_once_who_is_here_on_the_others() {
+    let world = World::new().await;
+    let ada = world.workspace("presence-later").await;
+    let bob = world.user(ada.workspace).await;
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob]).await;
+    // Nothing is repeated within this test: a minute's patience.
+    let first = world.notify(&[]).await;
+    let (_of_ada, _) = world.follow(&first, ada, None).await;
+    eventually("the first to see Ada", async || {
+        statuses(&world, &first, ada, chat.id, "").await == [(ada.id, "online".to_owned())]
+    })
+    .await;
+    let second = world.notify(&[]).await;
+    let knows_her = async || {
+        let known = statuses(&world, &second, bob, chat.id, &format!("?user_ids={}", ada.id)).await;
+        known == [(ada.id, "online".to_owned())]
+    };
+    eventually("the second to know of her", &knows_her).await;
+    // Killed, it begins with nothing; whoever returns to it before it knows is told.
+    second.kill();
+    second.restart();
+    eventually("the second to serve Bob", async || {
+        world
+            .try_open(&second, bob, None)
+            .await
+            .is_some_and(|sse| sse.status == 200)
+    })
+    .await;
+    eventually("it to know of her again", &knows_her).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nats_is_away_nobody_is_declared_gone_and_then_everybody_is_as_they_are() {
+    let world = World::new().await;
+    let ada = world.workspace("presence-outage").await;
+    let (bob, cy) = (world.user(ada.workspace).await, world.user(ada.workspace).await);
+    let chat = world.chat(ChatKind::PrivateChannel, &[ada, bob, cy]).await;
+    let (first, second) = (world.notify(&QUICK).await, world.notify(&QUICK).await);
+    let (mut of_bob, _) = world.follow(&second, bob, None).await;
+    let (of_ada, _) = world.follow(&first, ada, None).await;
+    assert_eq!(of_bob.presence().await, (ada.id, "online".to_owned()));
+    let (_of_cy, _) = world.follow(&first, cy, None).await;
+    assert_eq!(of_bob.presence().await, (cy.id, "online".to_owned()));
+    world.nats().kill();
+    eventually("the outage to be noticed", async || {
+        world.health(&second).await["checks"]["events"]["status"] == "degraded"
+    })
+    .await;
+    // Longer than the patience, and Ada leaves meanwhile.
+    drop(of_ada);
+    assert_eq!(of_bob.within(Duration::from_secs(5)).await, None);
+    assert!(of_bob.presences().is_empty(), "{:?}", of_bob.presences());
+    let all = format!("?user_ids={},{}", ada.id, cy.id);
+    let (online, offline) = ("online".to_owned(), "offline".to_owned());
+    assert_eq!(
+        statuses(&world, &second, bob, chat.id, &all).await,
+        [(ada.id, online.clone()), (cy.id, online.clone())]
+    );
+    let away = world
+        .http
+        .put(second.url("/api/presence"))
+        .bearer_auth(world.token(bob));
+    let away = away.json(&json!({"status": "away"})).send().await.expect("an answer");
+    let (status, problem): (u16, Value) = (away.status().as_u16(), away.json().await.expect("JSON"));
+    assert_documented("PUT", "/api/presence", status, &problem);
+    assert_eq!(status, 503, "{problem}");
+
+    tokio::task::block_in_place(|| world.nats().restart()).unwrap();
+    assert_eq!(of_bob.presence().await, (ada.id, offline.clone()));
+    // For longer than the patience.
+    assert_eq!(of_bob.within(Duration::from_secs(4)).await, None);
+    assert!(of_bob.presences().is_empty(), "{:?}", of_bob.presences());
+    for process in [&first, &second] {
+        assert_eq!(
+            statuses(&world, process, bob, chat.id, &all).await,
+            [(ada.id, offline.clone()), (cy.id, online.clone())]
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shares_a_chat_from_now_on_is_told_and_who_shares_none_any_more_is_not() {
+    let mut world = World::new().await;
+    let ada = world.workspace("presence-moves").await;
+    let (bob, cy) = (world.user(ada.workspace).await, world.user(ada.workspace).await);
+    let old = world.chat(ChatKind::PrivateChannel, &[bob, ada]).await;
+    let new = world.chat(ChatKind::PrivateChannel, &[cy]).await;
+    let (first, second) = (world.notify(&QUICK).await, world.notify(&QUICK).await);
+    let (mut of_bob, _) = world.follow(&second, bob, None).await;
+    let (mut of_cy, _) = world.follow(&second, cy, None).await;
+    let (of_ada, _) = world.follow(&first, ada, None).await;
+    assert_eq!(of_bob.presence().await, (ada.id, "online".to_owned()));
+    world.member(new, ada, true).await;
+    assert_eq!(of_cy.next().await.unwrap().event, "member.added");
+    assert_eq!(of_cy.presence().await, (ada.id, "online".to_owned()));
+    world.member(old, ada, false).await;
+    assert_eq!(of_bob.next().await.unwrap().event, "member.removed");
+    drop(of_ada);
+    assert_eq!(of_cy.presence().await, (ada.id, "offline".to_owned()));
+    assert_eq!(of_bob.within(Duration::from_millis(500)).await, None);
+    assert!(of_bob.presences().is_empty(), "{:?}", of_bob.presences());
+}
