@@ -11,7 +11,7 @@ use crate::lines::{say, show};
 /// Options of `cargo dev crash`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Processes killed in all, shared evenly among the six; a kill takes about 4 s.
+    /// Processes killed in all, shared evenly among the eight; a kill takes about 4 s.
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     kills: u64,
     /// Makes the same schedule again; a new one by default.

@@ -65,6 +65,7 @@ impl Target {
                 nats_url: None,
                 fsync: true,
                 without: without.to_vec(),
+                twins: Vec::new(),
                 env: all,
             },
             &progress::say,

@@ -17,19 +17,21 @@ use crate::child::{Process, Program, Signal};
 use crate::secrets::Secrets;
 use crate::{http, nats, postgres, scratch, tools, wait};
 
-pub use self::ports::Ports;
+pub use self::ports::{Ports, Twin};
 pub use self::service::Service;
 
 /// A part of the platform that runs and can end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     Service(Service),
+    /// A second replica of a service.
+    Twin(Service),
     Postgres,
     Nats,
 }
 
 impl Part {
-    /// All of them.
+    /// All of a platform without twins.
     pub const ALL: [Self; 6] = [
         Self::Service(Service::Chat),
         Self::Service(Service::Notify),
@@ -43,8 +45,17 @@ impl Part {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service(service) => service.binary(),
+            Self::Twin(service) => service.twin(),
             Self::Postgres => "postgres",
             Self::Nats => "nats-server",
+        }
+    }
+
+    /// Whose process it is; nothing for the servers.
+    pub const fn service(self) -> Option<Service> {
+        match self {
+            Self::Service(service) | Self::Twin(service) => Some(service),
+            Self::Postgres | Self::Nats => None,
         }
     }
 }
@@ -68,15 +79,23 @@ pub struct Options {
     pub fsync: bool,
     /// Services that are not started.
     pub without: Vec<Service>,
+    /// Services that have a second replica, behind the same gateway. Those with files of their own cannot have one.
+    pub twins: Vec<Twin>,
     /// More environment for every service.
     pub env: Vec<(String, String)>,
+}
+
+impl Options {
+    fn twin(&self, service: Service) -> Option<&Twin> {
+        self.twins.iter().find(|twin| twin.service == service)
+    }
 }
 
 /// The running platform. Dropped, it stops at once and leaves nothing behind.
 #[derive(Debug)]
 pub struct Platform {
     // Before the servers, so that it is dropped before them.
-    services: BTreeMap<Service, Process>,
+    services: BTreeMap<Part, Process>,
     postgres: Option<postgres::Server>,
     nats: Option<nats::Server>,
     options: Options,
@@ -121,12 +140,18 @@ impl Platform {
                 .iter()
                 .filter(|service| !self.options.without.contains(service));
             let wanted: Vec<Service> = wanted.copied().collect();
-            for service in &wanted {
-                self.start_service(*service)?;
+            let twins: Vec<Part> = self.options.twins.iter().map(|twin| Part::Twin(twin.service)).collect();
+            let parts = wanted.iter().flat_map(|service| {
+                let twin = Part::Twin(*service);
+                std::iter::once(Part::Service(*service)).chain(twins.contains(&twin).then_some(twin))
+            });
+            let parts: Vec<Part> = parts.collect();
+            for part in &parts {
+                self.launch(*part)?;
             }
-            for service in wanted {
-                say(&format!("waiting for {}", service.binary()));
-                self.wait_until_started(service)?;
+            for part in parts {
+                say(&format!("waiting for {}", part.name()));
+                self.wait_until_started(part)?;
             }
         }
         Ok(())
@@ -148,6 +173,24 @@ impl Platform {
 
     /// Like [`Self::temporary_with`], with the binaries of a folder.
     pub fn temporary_from(binaries: &Path, without: &[Service], env: &[(String, String)]) -> anyhow::Result<Self> {
+        Self::temporary_of(binaries, without, &[], env)
+    }
+
+    /// Like [`Self::temporary_with`], with a second replica of each of `twins`.
+    pub fn temporary_twice(twins: &[Service], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let env: Vec<(String, String)> = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Self::temporary_of(&binaries_beside_test()?, &[], twins, &env)
+    }
+
+    fn temporary_of(
+        binaries: &Path,
+        without: &[Service],
+        twins: &[Service],
+        env: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         let folder = scratch::folder()?;
         postgres::open_for_all(folder.path())?;
         let options = Options {
@@ -158,6 +201,10 @@ impl Platform {
             nats_url: None,
             fsync: false,
             without: without.to_vec(),
+            twins: twins
+                .iter()
+                .map(|service| Twin::free(*service))
+                .collect::<Result<_, _>>()?,
             env: env.to_vec(),
         };
         let mut platform = Self::start(options, &|_| {})?;
@@ -185,18 +232,41 @@ impl Platform {
     }
 
     pub fn log(&self, service: Service) -> PathBuf {
-        self.options.data.join("logs").join(format!("{}.log", service.binary()))
+        self.log_of(Part::Service(service))
+    }
+
+    fn log_of(&self, part: Part) -> PathBuf {
+        self.options.data.join("logs").join(format!("{}.log", part.name()))
+    }
+
+    /// Port of a part's admin listener; nothing for the servers and for a twin that there is not.
+    pub fn admin_port(&self, part: Part) -> Option<u16> {
+        match part {
+            Part::Service(service) => Some(self.options.ports.admin(service)),
+            Part::Twin(service) => self.options.twin(service).map(|twin| twin.admin_port),
+            Part::Postgres | Part::Nats => None,
+        }
     }
 
     /// SIGKILL.
     pub fn kill(&mut self, service: Service) {
-        self.services.remove(&service);
+        self.services.remove(&Part::Service(service));
+    }
+
+    /// SIGKILL, to any part of ours.
+    pub fn kill_part(&mut self, part: Part) -> anyhow::Result<()> {
+        match part {
+            Part::Service(_) | Part::Twin(_) => drop(self.services.remove(&part)),
+            Part::Postgres => self.postgres.as_mut().context("no PostgreSQL of ours")?.kill(),
+            Part::Nats => self.nats.as_mut().context("no NATS of ours")?.kill(),
+        }
+        Ok(())
     }
 
     /// The process of a part that we started and that has not been stopped.
     pub fn process_id(&self, part: Part) -> Option<u32> {
         match part {
-            Part::Service(service) => self.services.get(&service).map(Process::id),
+            Part::Service(_) | Part::Twin(_) => self.services.get(&part).map(Process::id),
             Part::Postgres => self.postgres.as_ref().map(postgres::Server::process_id),
             Part::Nats => self.nats.as_ref().map(nats::Server::process_id),
         }
@@ -217,11 +287,7 @@ impl Platform {
         let mut ended: Vec<(Part, String)> = self
             .services
             .iter_mut()
-            .filter_map(|(service, process)| {
-                process
-                    .ended()
-                    .map(|status| (Part::Service(*service), status.to_string()))
-            })
+            .filter_map(|(part, process)| process.ended().map(|status| (*part, status.to_string())))
             .collect();
         let postgres = self.postgres.as_mut().and_then(postgres::Server::ended);
         ended.extend(postgres.map(|status| (Part::Postgres, status.to_string())));
@@ -233,7 +299,7 @@ impl Platform {
     /// Starts a part again that has ended.
     pub fn restart(&mut self, part: Part) -> anyhow::Result<()> {
         match part {
-            Part::Service(service) => self.start_service(service),
+            Part::Service(_) | Part::Twin(_) => self.launch(part),
             Part::Postgres => self.postgres.as_mut().map_or(Ok(()), postgres::Server::restart),
             Part::Nats => self.nats.as_mut().map_or(Ok(()), nats::Server::restart),
         }
@@ -242,7 +308,7 @@ impl Platform {
     /// Ends everything in an orderly way, the edge first and the database last.
     pub fn stop(&mut self) {
         // The edge takes an interrupt as a request to be quick.
-        if let Some(mut edge) = self.services.remove(&Service::Gateway) {
+        if let Some(mut edge) = self.services.remove(&Part::Service(Service::Gateway)) {
             edge.stop(Signal::SIGINT, PATIENCE);
         }
         // Once each: a second signal means to abort.
@@ -302,16 +368,25 @@ impl Platform {
 
     /// Starts a service that is not running.
     pub fn start_service(&mut self, service: Service) -> anyhow::Result<()> {
+        self.launch(Part::Service(service))
+    }
+
+    fn launch(&mut self, part: Part) -> anyhow::Result<()> {
+        let service = part.service().context("not a process of ours")?;
+        let env = match part {
+            Part::Twin(_) => self.environment_of_twin(service)?,
+            _ => self.environment(service),
+        };
         let process = Process::start(&Program {
-            name: service.binary().to_owned(),
+            name: part.name().to_owned(),
             path: self.binary(service.binary())?,
             args: Vec::new(),
-            env: self.environment(service),
-            log: self.log(service),
+            env,
+            log: self.log_of(part),
             user: None,
             dir: self.options.data.clone(),
         })?;
-        self.services.insert(service, process);
+        self.services.insert(part, process);
         Ok(())
     }
 
@@ -329,41 +404,37 @@ impl Platform {
 
     /// Waits for a service that was just started. Without chat_service nobody gets keys to check tokens with, so nobody
     /// is ever ready; then it is enough that it lives.
-    fn wait_until_started(&mut self, service: Service) -> anyhow::Result<()> {
+    fn wait_until_started(&mut self, part: Part) -> anyhow::Result<()> {
         let path = if self.options.without.contains(&Service::Chat) {
             "/live"
         } else {
             "/ready"
         };
-        self.wait_until_says(service, path)
+        self.wait_until_says(part, path)
     }
 
     /// Waits until a service's `/ready` says so; a service that ends first is an error with the end of its log.
     pub fn wait_until_ready(&mut self, service: Service) -> anyhow::Result<()> {
-        self.wait_until_says(service, "/ready")
+        self.wait_until_says(Part::Service(service), "/ready")
     }
 
-    fn wait_until_says(&mut self, service: Service, path: &str) -> anyhow::Result<()> {
-        let port = self.options.ports.admin(service);
+    fn wait_until_says(&mut self, part: Part, path: &str) -> anyhow::Result<()> {
+        let admin_port = self.admin_port(part).context("not a process of ours")?;
         let mut last = String::new();
-        let process = self.services.get_mut(&service).context("the service was not started")?;
-        let result = wait::until_ready(
-            Duration::from_mins(1),
-            &format!("{} to be ready", service.binary()),
-            || {
-                if let Some(status) = process.ended() {
-                    return Some(Err(anyhow::anyhow!("{} ended at once ({status})", service.binary())));
+        let process = self.services.get_mut(&part).context("the service was not started")?;
+        let result = wait::until_ready(Duration::from_mins(1), &format!("{} to be ready", part.name()), || {
+            if let Some(status) = process.ended() {
+                return Some(Err(anyhow::anyhow!("{} ended at once ({status})", part.name())));
+            }
+            match http::request(admin_port, "GET", path, None, None) {
+                Ok(answer) if answer.status == 200 => Some(Ok(())),
+                Ok(answer) => {
+                    last = answer.body;
+                    None
                 }
-                match http::request(port, "GET", path, None, None) {
-                    Ok(answer) if answer.status == 200 => Some(Ok(())),
-                    Ok(answer) => {
-                        last = answer.body;
-                        None
-                    }
-                    Err(_) => None,
-                }
-            },
-        );
+                Err(_) => None,
+            }
+        });
         match result.and_then(|ready| ready) {
             Ok(()) => Ok(()),
             Err(error) => {

@@ -82,3 +82,22 @@ impl Ports {
         }
     }
 }
+
+/// Where a second replica of a service listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Twin {
+    pub service: Service,
+    pub port: u16,
+    pub admin_port: u16,
+}
+
+impl Twin {
+    /// On free ports, for tests.
+    pub fn free(service: Service) -> anyhow::Result<Self> {
+        Ok(Self {
+            service,
+            port: ports::free()?,
+            admin_port: ports::free()?,
+        })
+    }
+}

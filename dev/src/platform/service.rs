@@ -1,5 +1,7 @@
 //! Our four processes and how each is configured.
 
+use anyhow::Context;
+
 use super::Platform;
 
 /// One of our four processes.
@@ -22,6 +24,16 @@ impl Service {
             Self::Notify => "notify_service",
             Self::Indexer => "indexer",
             Self::Gateway => "gateway",
+        }
+    }
+
+    /// The same of its second replica.
+    pub(super) const fn twin(self) -> &'static str {
+        match self {
+            Self::Chat => "chat_service-2",
+            Self::Notify => "notify_service-2",
+            Self::Indexer => "indexer-2",
+            Self::Gateway => "gateway-2",
         }
     }
 }
@@ -75,16 +87,36 @@ impl Platform {
                     self.options.data.join("tls/cert.pem").display().to_string(),
                 );
                 set("TLS__KEY", self.options.data.join("tls/key.pem").display().to_string());
-                for (name, port) in [
-                    ("CHAT", ports.chat),
-                    ("NOTIFY", ports.notify),
-                    ("INDEXER", ports.indexer),
+                for (name, service, port) in [
+                    ("CHAT", Service::Chat, ports.chat),
+                    ("NOTIFY", Service::Notify, ports.notify),
+                    ("INDEXER", Service::Indexer, ports.indexer),
                 ] {
-                    set(&format!("UPSTREAMS__{name}"), format!("[\"127.0.0.1:{port}\"]"));
+                    let twin = self.options.twin(service).map(|twin| twin.port);
+                    let replicas = std::iter::once(port).chain(twin);
+                    let replicas: Vec<String> = replicas.map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+                    set(&format!("UPSTREAMS__{name}"), format!("[{}]", replicas.join(",")));
                 }
             }
         }
         env.extend(self.options.env.iter().cloned());
         env
+    }
+
+    /// The same for its second replica, which listens elsewhere.
+    pub(super) fn environment_of_twin(&self, service: Service) -> anyhow::Result<Vec<(String, String)>> {
+        let twin = self
+            .options
+            .twin(service)
+            .context("the service has no second replica")?;
+        let mut env = self.environment(service);
+        for (name, value) in &mut env {
+            if name.ends_with("__ADMIN_LISTEN") {
+                *value = format!("127.0.0.1:{}", twin.admin_port);
+            } else if name.ends_with("__LISTEN") {
+                *value = format!("127.0.0.1:{}", twin.port);
+            }
+        }
+        Ok(env)
     }
 }

@@ -119,6 +119,7 @@ fn up(args: &Args, ports: Ports, data: &Path, stop: &Stop, started: Instant) -> 
         nats_url: args.nats_url.clone(),
         fsync: true,
         without: Vec::new(),
+        twins: Vec::new(),
         env: watching
             .as_ref()
             .map(observability::Watching::environment)

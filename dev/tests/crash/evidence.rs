@@ -24,6 +24,14 @@ pub struct Row {
     pub content: Option<String>,
 }
 
+/// An edit or the deletion of a message.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    pub id: i64,
+    /// Before the first attempt to make it.
+    pub began: Instant,
+}
+
 /// A time in which a user certainly was no member.
 #[derive(Debug, Clone, Copy)]
 pub struct Absence {
@@ -40,6 +48,14 @@ pub struct Absence {
 pub enum Observation {
     /// `message.created` in the stream.
     Message { chat: i64, seq: i64, id: i64, at: Instant },
+    /// `message.updated` or `message.deleted` in the stream.
+    Changed {
+        chat: i64,
+        seq: i64,
+        id: i64,
+        version: i64,
+        at: Instant,
+    },
     /// Another event of a chat in the stream.
     Other { chat: i64, kind: String },
     /// Read by the API, because the stream had said to.
@@ -54,12 +70,18 @@ pub struct Device {
     pub name: String,
     pub user: i64,
     pub log: Vec<Observation>,
+    /// What its screen shows at the end, by chat and message; nothing for a deleted one.
+    pub screen: Screen,
 }
+
+/// What messages say, by chat and message.
+pub type Screen = BTreeMap<i64, BTreeMap<i64, Option<String>>>;
 
 /// All that is known of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
     pub answered: Vec<Answered>,
+    pub changes: Vec<Change>,
     pub rows: Vec<Row>,
     pub devices: Vec<Device>,
     pub absences: Vec<Absence>,
@@ -111,6 +133,8 @@ impl Evidence {
         self.judge_index(&mut verdict);
         for device in &self.devices {
             self.judge_order(device, &mut verdict);
+            self.judge_versions(device, &mut verdict);
+            self.judge_screen(device, &mut verdict);
             self.judge_sight(device, &mut verdict);
         }
         verdict
@@ -223,7 +247,7 @@ impl Evidence {
                     at.high = at.high.max(seq);
                     at.last = Some(seq);
                 }
-                Observation::Other { .. } | Observation::Fetched { .. } => {}
+                Observation::Changed { .. } | Observation::Other { .. } | Observation::Fetched { .. } => {}
             }
         }
         let mut ends: BTreeMap<i64, i64> = BTreeMap::new();
@@ -242,12 +266,75 @@ impl Evidence {
         }
     }
 
-    /// Nobody sees a chat they never were in, or a message that was sent and received while they were certainly out.
+    /// A lasting member's stream has each version of a message once and in order: 1, 2, 3 ….
+    fn judge_versions(&self, device: &Device, verdict: &mut Verdict) {
+        let mut high: HashMap<i64, i64> = HashMap::new();
+        // Since the last reload of their chat.
+        let mut versions: HashMap<(i64, i64), i64> = HashMap::new();
+        for observation in &device.log {
+            match *observation {
+                Observation::Reloaded { chat, upto } => {
+                    versions.retain(|(of, _), _| *of != chat);
+                    let high = high.entry(chat).or_default();
+                    *high = upto.max(*high);
+                }
+                Observation::Message { chat, seq, id, .. } => {
+                    versions.insert((chat, id), 1);
+                    let high = high.entry(chat).or_default();
+                    *high = seq.max(*high);
+                }
+                Observation::Changed {
+                    chat, seq, id, version, ..
+                } if self.is_lasting(device.user, chat) => {
+                    let known = versions.insert((chat, id), version);
+                    let what = |due: &str| {
+                        let name = &device.name;
+                        format!("{name}: version {version} of message {seq} of chat {chat} came {due}")
+                    };
+                    match known {
+                        Some(known) if version <= known => verdict.duplicates.push(what(&format!("after {known}"))),
+                        Some(known) if version > known + 1 => verdict.losses.push(what(&format!("after {known}"))),
+                        None if seq > high.get(&chat).copied().unwrap_or_default() => {
+                            verdict.losses.push(what("before the message"));
+                        }
+                        _ => {}
+                    }
+                }
+                Observation::Changed { .. } | Observation::Other { .. } | Observation::Fetched { .. } => {}
+            }
+        }
+    }
+
+    /// A lasting member's screen ends with what each message says.
+    fn judge_screen(&self, device: &Device, verdict: &mut Verdict) {
+        for row in self.rows.iter().filter(|row| self.is_lasting(device.user, row.chat)) {
+            let shown = device.screen.get(&row.chat).and_then(|chat| chat.get(&row.id));
+            if shown.is_some_and(|shown| *shown != row.content) {
+                let name = &device.name;
+                verdict
+                    .losses
+                    .push(format!("{name} shows {shown:?} at the end for {row:?}"));
+            }
+        }
+    }
+
+    fn is_lasting(&self, user: i64, chat: i64) -> bool {
+        self.lasting.get(&chat).is_some_and(|users| users.contains(&user))
+    }
+
+    /// Nobody sees a chat they never were in, or what was written and received while they were certainly out.
     fn judge_sight(&self, device: &Device, verdict: &mut Verdict) {
         let began: HashMap<i64, Instant> = self.answered.iter().map(|sent| (sent.id, sent.began)).collect();
+        // The first of a message's changes: which of them an event tells of is not known.
+        let mut changed: HashMap<i64, Instant> = HashMap::new();
+        for change in &self.changes {
+            let first = changed.entry(change.id).or_insert(change.began);
+            *first = change.began.min(*first);
+        }
         for observation in &device.log {
             let chat = match observation {
                 Observation::Message { chat, .. }
+                | Observation::Changed { chat, .. }
                 | Observation::Other { chat, .. }
                 | Observation::Fetched { chat, .. }
                 | Observation::Reloaded { chat, .. } => chat,
@@ -265,10 +352,12 @@ impl Evidence {
                     .leaks
                     .push(format!("{name}, never a member of chat {chat}, saw {what}"));
             }
-            let Observation::Message { chat, id, at, .. } = observation else {
-                continue;
+            let (chat, at, began) = match observation {
+                Observation::Message { chat, id, at, .. } => (chat, at, began.get(id)),
+                Observation::Changed { chat, id, at, .. } => (chat, at, changed.get(id)),
+                _ => continue,
             };
-            let Some(began) = began.get(id) else { continue };
+            let Some(began) = began else { continue };
             let is_leak = |absence: &&Absence| {
                 (absence.user, absence.chat) == (device.user, *chat)
                     && *began > absence.from
@@ -303,7 +392,18 @@ mod tests {
         }
     }
 
-    /// Three messages, sent a second apart; Ada has them all, Vic was out for the second, Eve saw nothing.
+    fn change(version: i64, at: Instant) -> Observation {
+        Observation::Changed {
+            chat: CHAT,
+            seq: 2,
+            id: 102,
+            version,
+            at,
+        }
+    }
+
+    /// Three messages, sent a second apart, the second edited at once; Ada has them all, Vic was out for the second, Eve saw
+    /// nothing.
     fn good(start: Instant) -> Evidence {
         let second = Duration::from_secs(1);
         let mut evidence = Evidence::default();
@@ -326,6 +426,10 @@ mod tests {
             });
             evidence.indexed.entry(CHAT).or_default().insert(100 + seq);
         }
+        evidence.changes.push(Change {
+            id: 102,
+            began: start + second * 21 / 10,
+        });
         evidence.lasting.insert(CHAT, BTreeSet::from([ADA]));
         evidence.passing.insert(CHAT, BTreeSet::from([VIC]));
         evidence.absences.push(Absence {
@@ -336,7 +440,11 @@ mod tests {
         });
         let end = start + second * 4;
         for (name, user, log) in [
-            ("ada", ADA, (1..=3).map(|seq| message(seq, end)).collect()),
+            (
+                "ada",
+                ADA,
+                vec![message(1, end), message(2, end), message(3, end), change(2, end)],
+            ),
             (
                 "vic",
                 VIC,
@@ -352,8 +460,11 @@ mod tests {
                 name: name.to_owned(),
                 user,
                 log,
+                screen: Screen::new(),
             });
         }
+        let screen = evidence.rows.iter().map(|row| (row.id, row.content.clone()));
+        evidence.devices[0].screen.insert(CHAT, screen.collect());
         evidence
     }
 
@@ -369,7 +480,9 @@ mod tests {
         evidence.devices[0]
             .log
             .push(Observation::Reloaded { chat: CHAT, upto: 3 });
-        evidence.devices[0].log.extend([message(2, now), message(3, now)]);
+        evidence.devices[0]
+            .log
+            .extend([message(2, now), message(3, now), change(2, now)]);
         let verdict = evidence.verdict();
         assert!(verdict.is_clean() && verdict.seen_again == 2, "{verdict:?}");
         evidence.devices[0].log.push(message(3, now));
@@ -384,18 +497,41 @@ mod tests {
         let duplicates: Count = |verdict| verdict.duplicates.len();
         let leaks: Count = |verdict| verdict.leaks.len();
         let errors: Count = |verdict| verdict.errors.len();
-        let harms: [(&str, Count, Harm); 12] = [
+        let harms: [(&str, Count, Harm); 18] = [
             ("an answered message without a row", losses, |run, _| {
                 run.rows.pop();
             }),
             ("an edit that was answered and is gone", losses, |run, _| {
                 run.answered[1].content = Some("edited".to_owned());
             }),
+            ("a version that is missing", losses, |run, now| {
+                run.devices[0].log.push(change(4, now));
+            }),
+            ("a change of a message that was never shown", losses, |run, now| {
+                run.devices[0].log.swap_remove(1);
+                run.devices[0].log.insert(1, change(2, now));
+            }),
+            ("a screen that shows an older version", losses, |run, _| {
+                let screen = run.devices[0].screen.entry(CHAT).or_default();
+                screen.insert(102, Some("older".to_owned()));
+            }),
+            ("a screen that shows what was deleted", losses, |run, _| {
+                run.rows[2].content = None;
+                run.answered[2].content = None;
+            }),
+            ("a version twice", duplicates, |run, now| {
+                run.devices[0].log.push(change(2, now));
+            }),
+            ("a removed member's sight of an edit", leaks, |run, start| {
+                run.devices[1]
+                    .log
+                    .insert(1, change(2, start + Duration::from_millis(2_200)));
+            }),
             ("a hole in a stream", losses, |run, _| {
                 run.devices[0].log.remove(1);
             }),
             ("a stream that stays behind", losses, |run, _| {
-                run.devices[0].log.pop();
+                run.devices[0].log.truncate(2);
             }),
             ("a passing member who stays behind", losses, |run, _| {
                 run.devices[1].log.pop();

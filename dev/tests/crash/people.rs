@@ -9,7 +9,7 @@ use dev::platform::Platform;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::evidence::{Absence, Answered};
+use crate::evidence::{Absence, Answered, Change};
 
 const PASSWORD: &str = "correct horse battery";
 /// Longest time that the platform may need for one answer, whatever is killed meanwhile.
@@ -29,11 +29,15 @@ pub struct Ledger {
     pub deletions: AtomicU64,
     pub member_changes: AtomicU64,
     pub connects: AtomicU64,
+    pub tickets: AtomicU64,
     pub resumed: AtomicU64,
     /// Events that came from before a reconnection.
     pub replayed: AtomicU64,
     pub gaps: Mutex<BTreeMap<String, u64>>,
     pub delivered: AtomicU64,
+    /// Edits and deletions in streams.
+    pub changes_delivered: AtomicU64,
+    pub changes: Mutex<Vec<Change>>,
     pub answered: Mutex<Vec<Answered>>,
     pub absences: Mutex<Vec<Absence>>,
     pub wrong_answers: Mutex<Vec<String>>,

@@ -2,17 +2,29 @@
 
 use std::time::Duration;
 
-use dev::platform::Part;
+use dev::platform::{Part, Service};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
+
+/// What is killed: every process of a platform with two replicas of what is stateless and holds streams.
+pub const PARTS: [Part; 8] = [
+    Part::Service(Service::Chat),
+    Part::Twin(Service::Chat),
+    Part::Service(Service::Notify),
+    Part::Twin(Service::Notify),
+    Part::Service(Service::Indexer),
+    Part::Service(Service::Gateway),
+    Part::Postgres,
+    Part::Nats,
+];
 
 /// One moment at which processes are killed, and when they are started again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crash {
     /// Time since the last crash was mended.
     pub wait: Duration,
-    /// Killed together; each is another process.
+    /// Killed together; each is another process, and they may be both replicas of a service.
     pub parts: Vec<Part>,
     /// How long they stay away.
     pub away: Duration,
@@ -41,7 +53,7 @@ impl Plan {
         let mut random = StdRng::seed_from_u64(seed);
         let mut queue = Vec::new();
         while queue.len() < kills {
-            let mut round = Part::ALL;
+            let mut round = PARTS;
             round.shuffle(&mut random);
             queue.extend(round);
         }
@@ -95,8 +107,8 @@ fn a_seed_is_a_schedule_and_every_process_has_its_share() {
     assert_eq!(plan, Plan::new(7, 120));
     assert_ne!(plan.crashes, Plan::new(8, 120).crashes);
     assert_eq!(plan.kills(), 120);
-    for part in Part::ALL {
+    for part in PARTS {
         let kills = plan.crashes.iter().filter(|crash| crash.parts.contains(&part)).count();
-        assert_eq!(kills, 20, "{}", part.name());
+        assert_eq!(kills, 15, "{}", part.name());
     }
 }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use fechatter_core::events::MessageEvent;
+use fechatter_core::wire::MessageView;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use serde_json::Value;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::evidence::{Device, Observation};
+use crate::evidence::{Device, Observation, Screen};
 use crate::people::{Ledger, Person, count};
 
 /// A stream that says nothing for longer is taken for broken: heartbeats come every 2 to 3 s in this run.
@@ -21,7 +24,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Default)]
 pub struct Finish {
     /// The last `seq` of each chat that each user is a member of.
-    pub ends: BTreeMap<i64, BTreeMap<i64, i64>>,
+    pub ends: Arc<BTreeMap<i64, BTreeMap<i64, i64>>>,
+    /// What the messages of the chats that each user never leaves say at the end.
+    pub screens: Arc<BTreeMap<i64, Screen>>,
     /// When to give up.
     pub deadline: Option<Instant>,
 }
@@ -35,11 +40,24 @@ pub struct Reader {
     pub finish: watch::Receiver<Finish>,
     /// Devices that still wait for something.
     pub waiting: Arc<AtomicUsize>,
+    /// Reads as a browser's `EventSource` does: with a ticket, which its reconnections use again.
+    pub uses_tickets: bool,
+    ticket: Option<String>,
     log: Vec<Observation>,
     cursor: Option<String>,
     /// What is known of each chat.
     high: BTreeMap<i64, i64>,
+    /// What is shown, and of when it is.
+    shown: BTreeMap<i64, BTreeMap<i64, Shown>>,
     is_done: bool,
+}
+
+/// A message as it is shown.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shown {
+    is_deleted: bool,
+    edited_at: Option<OffsetDateTime>,
+    content: Option<String>,
 }
 
 /// One event of the stream.
@@ -75,10 +93,21 @@ impl Reader {
             ledger,
             finish,
             waiting,
+            uses_tickets: false,
+            ticket: None,
             log: Vec::new(),
             cursor: None,
             high: BTreeMap::new(),
+            shown: BTreeMap::new(),
             is_done: false,
+        }
+    }
+
+    /// The same device with tickets instead of tokens.
+    pub fn with_tickets(self) -> Self {
+        Self {
+            uses_tickets: true,
+            ..self
         }
     }
 
@@ -103,10 +132,16 @@ impl Reader {
         if !self.is_done {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
+        let texts = |chat: BTreeMap<i64, Shown>| chat.into_iter().map(|(id, shown)| (id, shown.content)).collect();
         Device {
             name: self.name,
             user: self.person.id,
             log: self.log,
+            screen: self
+                .shown
+                .into_iter()
+                .map(|(chat, shown)| (chat, texts(shown)))
+                .collect(),
         }
     }
 
@@ -114,33 +149,52 @@ impl Reader {
     fn is_finished(&mut self) -> bool {
         let finish = self.finish.borrow().clone();
         let Some(deadline) = finish.deadline else { return false };
-        let empty = BTreeMap::new();
-        let mut due = finish.ends.get(&self.person.id).unwrap_or(&empty).iter();
-        if !self.is_done && due.all(|(chat, end)| self.high.get(chat).is_some_and(|high| high >= end)) {
+        if !self.is_done && self.has_all(&finish) {
             self.is_done = true;
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
         self.waiting.load(Ordering::SeqCst) == 0 || Instant::now() > deadline
     }
 
+    fn has_all(&self, finish: &Finish) -> bool {
+        let mut ends = finish.ends.get(&self.person.id).into_iter().flatten();
+        let mut screens = finish.screens.get(&self.person.id).into_iter().flatten();
+        let is_up_to = |(chat, end): (&i64, &i64)| self.high.get(chat).is_some_and(|high| high >= end);
+        let is_shown = |(chat, due): (&i64, &BTreeMap<i64, Option<String>>)| {
+            let shown = self.shown.get(chat);
+            due.iter().all(|(id, content)| {
+                let shown = shown.and_then(|shown| shown.get(id));
+                shown.is_some_and(|shown| shown.content == *content)
+            })
+        };
+        ends.all(is_up_to) && screens.all(is_shown)
+    }
+
     async fn read_stream(&mut self) -> Result<End, String> {
         let person = Arc::clone(&self.person);
-        let mut request = person
-            .http
-            .get(format!("{}/events", person.url))
-            .bearer_auth(person.token());
+        let url = format!("{}/events", person.url);
+        let mut request = if self.uses_tickets {
+            person.http.get(format!("{url}?ticket={}", self.ticket().await?))
+        } else {
+            person.http.get(url).bearer_auth(person.token())
+        };
         if let Some(cursor) = &self.cursor {
             request = request.header("last-event-id", cursor);
         }
+        // Bound by its first use: without a cursor there is no second.
+        let ticket = self.ticket.take();
         let Ok(Ok(mut response)) = tokio::time::timeout(SILENCE, request.send()).await else {
             return Ok(End::Broken);
         };
         match response.status().as_u16() {
             200 => count(&self.ledger.connects),
+            // The ticket's time was over, or its bucket was lost: the next one is of a token that works.
+            401 if self.uses_tickets => return Ok(End::Broken),
             401 => return Ok(End::Reauth),
             429 | 500..=599 => return Ok(End::Broken),
             status => return Err(format!("/events: {status}")),
         }
+        self.ticket = ticket;
         // Some devices go in and out all the time, as telephones do.
         let mut stay = self.random.random_range(20..400);
         let mut buffer = Vec::new();
@@ -153,6 +207,7 @@ impl Reader {
                     return Err(format!("the first event is {}", frame.kind));
                 }
                 if frame.kind == "reauth" {
+                    self.ticket = None;
                     return Ok(End::Reauth);
                 }
                 self.take(&frame).await?;
@@ -169,6 +224,24 @@ impl Reader {
             };
             buffer.extend_from_slice(&chunk);
         }
+    }
+
+    /// The ticket of this stream, or a new one.
+    async fn ticket(&mut self) -> Result<String, String> {
+        if let Some(ticket) = self.ticket.clone().filter(|_| self.cursor.is_some()) {
+            return Ok(ticket);
+        }
+        let made = self
+            .person
+            .post(&self.ledger, "/events/ticket", json!({}), &[201])
+            .await?;
+        count(&self.ledger.tickets);
+        let ticket = made["ticket"]
+            .as_str()
+            .ok_or(format!("no ticket in {made}"))?
+            .to_owned();
+        self.ticket = Some(ticket.clone());
+        Ok(ticket)
     }
 
     /// One block of lines; an `id:` moves the cursor, with or without data.
@@ -205,15 +278,10 @@ impl Reader {
                 let replayed = data["count"].as_u64().unwrap_or_default();
                 self.ledger.replayed.fetch_add(replayed, Ordering::Relaxed);
             }
-            "message.created" => {
-                let message = &data["message"];
-                let number = |name: &str| message[name].as_i64().ok_or(format!("no {name} in {data}"));
-                let (chat, seq, id) = (number("chat_id")?, number("seq")?, number("id")?);
-                count(&self.ledger.delivered);
-                let at = Instant::now();
-                self.log.push(Observation::Message { chat, seq, id, at });
-                let high = self.high.entry(chat).or_default();
-                *high = seq.max(*high);
+            kind @ ("message.created" | "message.updated" | "message.deleted") => {
+                let event: MessageEvent =
+                    serde_json::from_value(data.clone()).map_err(|error| format!("{kind}: {error} in {data}"))?;
+                self.see(kind == "message.created", &event);
             }
             kind => {
                 let chat = data["message"]["chat_id"]
@@ -227,14 +295,50 @@ impl Reader {
                 });
                 let concerns_me = kind == "chat.created" || data["member"]["user_id"].as_i64() == Some(self.person.id);
                 if concerns_me && kind != "member.removed" {
-                    self.reload_chat(chat).await?;
+                    let known = self.high.get(&chat).copied().unwrap_or_default();
+                    self.reload_chat(chat, known).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// What a client does that was told to reload.
+    fn see(&mut self, is_new: bool, event: &MessageEvent) {
+        let (chat, seq, id) = (event.message.chat_id.0, event.message.seq, event.message.id.0);
+        let at = Instant::now();
+        if is_new {
+            count(&self.ledger.delivered);
+            self.log.push(Observation::Message { chat, seq, id, at });
+            let high = self.high.entry(chat).or_default();
+            *high = seq.max(*high);
+        } else {
+            count(&self.ledger.changes_delivered);
+            self.log.push(Observation::Changed {
+                chat,
+                seq,
+                id,
+                version: event.version,
+                at,
+            });
+        }
+        self.show(&event.message);
+    }
+
+    /// The newest version stays on the screen, whichever way it came first.
+    fn show(&mut self, message: &MessageView) {
+        let news = Shown {
+            is_deleted: message.deleted_at.is_some(),
+            edited_at: message.edited_at,
+            content: message.content.clone(),
+        };
+        let chat = self.shown.entry(message.chat_id.0).or_default();
+        let when = |shown: &Shown| (shown.is_deleted, shown.edited_at);
+        if chat.get(&message.id.0).is_none_or(|known| when(known) <= when(&news)) {
+            chat.insert(message.id.0, news);
+        }
+    }
+
+    /// What a client does that was told to reload: edits and deletions may have been missed too.
     async fn reload(&mut self) -> Result<(), String> {
         let chats = self.person.get(&self.ledger, "/api/chat?limit=100").await?;
         let ids: BTreeSet<i64> = chats["items"]
@@ -244,13 +348,14 @@ impl Reader {
             .filter_map(|chat| chat["id"].as_i64())
             .collect();
         for chat in ids {
-            self.reload_chat(chat).await?;
+            self.reload_chat(chat, 0).await?;
         }
         Ok(())
     }
 
-    async fn reload_chat(&mut self, chat: i64) -> Result<(), String> {
-        let mut upto = self.high.get(&chat).copied().unwrap_or_default();
+    /// Reads what comes after `known`.
+    async fn reload_chat(&mut self, chat: i64, known: i64) -> Result<(), String> {
+        let mut upto = known;
         loop {
             let path = format!("/api/chat/{chat}/messages?after={upto}&limit=100");
             let request = crate::people::Request {
@@ -265,20 +370,23 @@ impl Reader {
             if status != 200 {
                 return Ok(());
             }
-            for message in page["items"].as_array().into_iter().flatten() {
-                let number = |name: &str| message[name].as_i64().ok_or(format!("{path}: no {name} in {message}"));
-                let (seq, id) = (number("seq")?, number("id")?);
+            for item in page["items"].as_array().into_iter().flatten() {
+                let message: MessageView =
+                    serde_json::from_value(item.clone()).map_err(|error| format!("{path}: {error} in {item}"))?;
+                let (seq, id) = (message.seq, message.id.0);
                 if seq != upto + 1 {
                     return Err(format!("{path}: {seq} comes after {upto}"));
                 }
                 self.log.push(Observation::Fetched { chat, seq, id });
+                self.show(&message);
                 upto = seq;
             }
             if page["has_more"] != true {
                 break;
             }
         }
-        self.high.insert(chat, upto);
+        let high = self.high.entry(chat).or_default();
+        *high = upto.max(*high);
         self.log.push(Observation::Reloaded { chat, upto });
         Ok(())
     }

@@ -12,14 +12,17 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::evidence::{Device, Evidence, Row, Verdict};
+use crate::evidence::{Device, Evidence, Row, Screen, Verdict};
 use crate::people::{Ledger, Person, read};
-use crate::plan::{Outage, Plan};
+use crate::plan::{Outage, PARTS, Plan};
 use crate::readers::{Finish, Reader};
 use crate::writers::{WORD, come_and_go, send};
 
 /// How long everything may take to arrive after the last crash.
 const SETTLE: Duration = Duration::from_mins(2);
+
+/// Devices that read with tickets. The gateway sends a workspace's streams to one replica, and those with tickets to any.
+const TICKET_DEVICES: [&str; 4] = ["ada's telephone", "cy's laptop", "wes's laptop", "yan's laptop"];
 
 /// What happened, and the verdict.
 #[derive(Debug)]
@@ -54,6 +57,9 @@ struct Damage {
     redeliveries: u64,
     /// New histories of the stream.
     rebuilds: u64,
+    /// Events that each chat_service published, and streams that each notify_service opened.
+    published: BTreeMap<&'static str, u64>,
+    streams: BTreeMap<&'static str, u64>,
     /// What the outage showed.
     outage: Option<String>,
 }
@@ -61,7 +67,8 @@ struct Damage {
 /// Runs a plan to its end. `say` gets a line of progress every few seconds.
 pub fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report, String> {
     let started = Instant::now();
-    let mut platform = Platform::temporary_with(&[], &environment()).map_err(|error| format!("{error:#}"))?;
+    let mut platform = Platform::temporary_twice(&[Service::Chat, Service::Notify], &environment())
+        .map_err(|error| format!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -85,7 +92,12 @@ pub fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report, String> {
             let device = format!("{name}'s {device}");
             let random = plan.random(&device);
             let (person, ledger, waiting) = (Arc::clone(person), Arc::clone(&ledger), Arc::clone(&waiting));
-            devices.spawn(Reader::new(person, &device, random, ledger, finished.clone(), waiting).run());
+            let reader = Reader::new(person, &device, random, ledger, finished.clone(), waiting);
+            devices.spawn(if TICKET_DEVICES.contains(&device.as_str()) {
+                reader.with_tickets().run()
+            } else {
+                reader.run()
+            });
         }
     }
     for (name, person) in &cast.people {
@@ -112,7 +124,8 @@ pub fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report, String> {
     runtime.block_on(async { while writers.join_next().await.is_some() {} });
     let rows = rows(&mut platform)?;
     let _ = finish.send(Finish {
-        ends: ends(&cast, &rows),
+        ends: Arc::new(ends(&cast, &rows)),
+        screens: Arc::new(screens(&cast, &rows)),
         deadline: Some(Instant::now() + SETTLE),
     });
     let mut logs: Vec<Device> = Vec::new();
@@ -122,7 +135,7 @@ pub fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report, String> {
         }
         Ok::<_, String>(())
     })?;
-    for part in Part::ALL {
+    for part in PARTS {
         damage.look(&platform, part);
     }
     logs.sort_by(|one, other| one.name.cmp(&other.name));
@@ -216,17 +229,13 @@ fn trouble(
         std::thread::sleep(crash.wait);
         for part in &crash.parts {
             damage.look(platform, *part);
-            match part {
-                Part::Service(service) => platform.kill(*service),
-                Part::Postgres => platform.postgres().ok_or("no PostgreSQL of ours")?.kill(),
-                Part::Nats => platform.nats().ok_or("no NATS of ours")?.kill(),
-            }
+            platform.kill_part(*part).map_err(|error| format!("{error:#}"))?;
             *damage.kills.entry(part.name()).or_default() += 1;
             done += 1;
         }
         std::thread::sleep(crash.away);
         // What serves the others first.
-        for part in Part::ALL.iter().rev().filter(|part| crash.parts.contains(part)) {
+        for part in PARTS.iter().rev().filter(|part| crash.parts.contains(part)) {
             platform.restart(*part).map_err(|error| format!("{error:#}"))?;
         }
         damage.mend(platform)?;
@@ -249,11 +258,10 @@ fn trouble(
         if let Err(error) = damage.mend(platform) {
             return Some(Err(error));
         }
-        let ports = platform.ports();
-        let is_ready = |service: &Service| {
-            http::request(ports.admin(*service), "GET", "/ready", None, None).is_ok_and(|answer| answer.status == 200)
-        };
-        Service::ALL.iter().all(is_ready).then_some(Ok(()))
+        let is_ready =
+            |admin: u16| http::request(admin, "GET", "/ready", None, None).is_ok_and(|answer| answer.status == 200);
+        let mut admins = PARTS.iter().filter_map(|part| platform.admin_port(*part));
+        admins.all(is_ready).then_some(Ok(()))
     })
     .map_err(|error| format!("{error:#}"))??;
     Ok(damage)
@@ -271,16 +279,19 @@ impl Damage {
 
     /// Adds what a process has counted; it forgets when it is killed.
     fn look(&mut self, platform: &Platform, part: Part) {
-        let Part::Service(service) = part else { return };
         let total = |name: &str| -> u64 {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter")]
-            let total = metric(platform, service, name) as u64;
+            let total = metric(platform, part, name) as u64;
             total
         };
-        match service {
-            Service::Indexer => self.redeliveries += total("indexer_redeliveries"),
-            Service::Chat => self.rebuilds += total("fechatter_outbox_rebuilds"),
-            Service::Notify | Service::Gateway => {}
+        match part.service() {
+            Some(Service::Indexer) => self.redeliveries += total("indexer_redeliveries"),
+            Some(Service::Chat) => {
+                self.rebuilds += total("fechatter_outbox_rebuilds");
+                *self.published.entry(part.name()).or_default() += total("fechatter_outbox_published");
+            }
+            Some(Service::Notify) => *self.streams.entry(part.name()).or_default() += total("notify_connects"),
+            Some(Service::Gateway) | None => {}
         }
     }
 
@@ -315,7 +326,7 @@ impl Damage {
         let mut age = 0_f64;
         while began.elapsed() < away {
             std::thread::sleep(Duration::from_millis(500));
-            age = age.max(metric(platform, Service::Chat, "fechatter_outbox_age"));
+            age = age.max(metric(platform, Part::Service(Service::Chat), "fechatter_outbox_age"));
         }
         let meanwhile = answered() - before;
         platform.restart(Part::Nats).map_err(|error| format!("{error:#}"))?;
@@ -339,8 +350,11 @@ impl Damage {
 }
 
 /// The sum of a metric of a process over its labels; nothing when it does not answer.
-fn metric(platform: &Platform, service: Service, name: &str) -> f64 {
-    let Ok(answer) = http::request(platform.ports().admin(service), "GET", "/metrics", None, None) else {
+fn metric(platform: &Platform, part: Part, name: &str) -> f64 {
+    let Some(admin_port) = platform.admin_port(part) else {
+        return 0.0;
+    };
+    let Ok(answer) = http::request(admin_port, "GET", "/metrics", None, None) else {
         return 0.0;
     };
     let values = answer.body.lines().filter(|line| line.starts_with(name));
@@ -394,6 +408,20 @@ fn ends(cast: &Cast, rows: &[Row]) -> BTreeMap<i64, BTreeMap<i64, i64>> {
         }
     }
     ends
+}
+
+/// What the messages of the chats that each user never leaves say.
+fn screens(cast: &Cast, rows: &[Row]) -> BTreeMap<i64, Screen> {
+    let mut screens: BTreeMap<i64, Screen> = BTreeMap::new();
+    for (chat, members) in &cast.chats {
+        let texts = rows.iter().filter(|row| row.chat == *chat);
+        let texts: BTreeMap<i64, Option<String>> = texts.map(|row| (row.id, row.content.clone())).collect();
+        for name in members {
+            let screen = screens.entry(cast.people[name].id).or_default();
+            screen.insert(*chat, texts.clone());
+        }
+    }
+    screens
 }
 
 /// Waits until search finds as much as there is, then lists what it finds.
@@ -466,6 +494,7 @@ fn gather(
     let ids = |names: &[&str]| names.iter().map(|name| cast.people[name].id).collect();
     Evidence {
         answered: ledger.answered.lock().expect("no panic holds it").clone(),
+        changes: ledger.changes.lock().expect("no panic holds it").clone(),
         rows,
         devices,
         absences: ledger.absences.lock().expect("no panic holds it").clone(),
@@ -493,7 +522,9 @@ fn describe(
             counts.join(", ")
         }
     };
-    let kills = named(&mut damage.kills.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+    let counted =
+        |counts: &BTreeMap<&str, u64>| named(&mut counts.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+    let kills = counted(&damage.kills);
     let gaps = ledger.gaps.lock().expect("no panic holds it");
     let gaps = named(&mut gaps.iter().map(|(name, count)| (name.clone(), *count)));
     let lines = [
@@ -525,19 +556,23 @@ fn describe(
         (
             "devices",
             format!(
-                "{}, {} events of messages",
+                "{}, {} events of messages, {} of edits and deletions",
                 evidence.devices.len(),
-                read(&ledger.delivered)
+                read(&ledger.delivered),
+                read(&ledger.changes_delivered)
             ),
         ),
         (
             "connections",
             format!(
-                "{}, {} resumed by cursor",
+                "{}, {} resumed by cursor; {} tickets",
                 read(&ledger.connects),
-                read(&ledger.resumed)
+                read(&ledger.resumed),
+                read(&ledger.tickets)
             ),
         ),
+        ("streams opened by", counted(&damage.streams)),
+        ("events published by", counted(&damage.published)),
         ("replays", format!("{} events", read(&ledger.replayed))),
         ("gaps", gaps),
         (

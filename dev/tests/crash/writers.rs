@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::evidence::{Absence, Answered};
+use crate::evidence::{Absence, Answered, Change};
 use crate::people::{Ledger, Person, Request, count};
 
 /// In every message, so that search can list them all.
@@ -73,35 +73,62 @@ async fn send_one(
                 return Err(format!("{key} sent again: {status} {again}, first {message}"));
             }
         }
-        4 => {
-            let edited = format!("{text} edited");
-            let request = Request {
-                method: Method::PATCH,
-                path: &one,
-                key: None,
-                body: Some(json!({"content": edited})),
-                wanted: &[200],
-            };
-            person.call(ledger, request).await?;
-            count(&ledger.edits);
-            answered.content = Some(edited);
-        }
+        4 => answered.content = Some(edit(person, &one, answered.id, format!("{text} edited"), ledger).await?),
         5 => {
-            let request = Request {
-                method: Method::DELETE,
-                path: &one,
-                key: None,
-                body: None,
-                // 404 says that an earlier attempt did it.
-                wanted: &[204, 404],
-            };
-            person.call(ledger, request).await?;
-            count(&ledger.deletions);
+            delete(person, &one, answered.id, ledger).await?;
+            answered.content = None;
+        }
+        6 => {
+            edit(person, &one, answered.id, format!("{text} rewritten"), ledger).await?;
+            answered.content = Some(edit(person, &one, answered.id, format!("{text} edited"), ledger).await?);
+        }
+        7 => {
+            edit(person, &one, answered.id, format!("{text} edited"), ledger).await?;
+            delete(person, &one, answered.id, ledger).await?;
             answered.content = None;
         }
         _ => {}
     }
     Ok(answered)
+}
+
+/// Gives what the message says then.
+async fn edit(person: &Person, path: &str, id: i64, content: String, ledger: &Ledger) -> Result<String, String> {
+    begin_change(ledger, id);
+    let request = Request {
+        method: Method::PATCH,
+        path,
+        key: None,
+        body: Some(json!({"content": content})),
+        wanted: &[200],
+    };
+    person.call(ledger, request).await?;
+    count(&ledger.edits);
+    Ok(content)
+}
+
+async fn delete(person: &Person, path: &str, id: i64, ledger: &Ledger) -> Result<(), String> {
+    begin_change(ledger, id);
+    let request = Request {
+        method: Method::DELETE,
+        path,
+        key: None,
+        body: None,
+        // 404 says that an earlier attempt did it.
+        wanted: &[204, 404],
+    };
+    person.call(ledger, request).await?;
+    count(&ledger.deletions);
+    Ok(())
+}
+
+fn begin_change(ledger: &Ledger, id: i64) {
+    let began = Instant::now();
+    ledger
+        .changes
+        .lock()
+        .expect("no panic holds it")
+        .push(Change { id, began });
 }
 
 /// Removes and adds `member` in turns until told to stop, and leaves them a member.
