@@ -70,6 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             nats_url: None,
             fsync: true,
             without: Vec::new(),
+            twins: Vec::new(),
             env,
         },
         &say,
