@@ -8,11 +8,12 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, SERVER,
     STRICT_TRANSPORT_SECURITY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use crate::cors::Cors;
+use crate::fields;
 use crate::identity::{Identity, REQUEST_ID, TRACE_RESPONSE};
 use crate::policy::Policy;
 use crate::rate_limit::Limits;
@@ -122,21 +123,24 @@ impl<'a> Marks<'a> {
     }
 
     /// Completes the head of an answer.
-    pub fn apply(&self, answer: &mut ResponseHeader, context: &RequestContext) -> pingora::Result<()> {
-        answer.remove_header(&SERVER);
+    pub fn apply(&self, answer: &mut ResponseHeader, context: &RequestContext) {
+        fields::of_answer(answer, |fields| self.mark(fields, context));
+    }
+
+    fn mark(&self, fields: &mut HeaderMap, context: &RequestContext) {
+        fields.remove(SERVER);
         for (name, value) in SECURITY {
-            answer.insert_header(name, value)?;
+            fields.insert(name, value);
         }
-        if !answer.headers.contains_key(CONTENT_SECURITY_POLICY) {
-            answer.insert_header(CONTENT_SECURITY_POLICY, CONTENT_POLICY)?;
-        }
+        fields.entry(CONTENT_SECURITY_POLICY).or_insert(CONTENT_POLICY);
         if let Some(identity) = &context.identity {
-            mark_identity(answer, identity)?;
+            fields.insert(REQUEST_ID, identity.request_id.clone());
+            fields.insert(TRACE_RESPONSE, identity.trace.header());
         }
         if let Some(decision) = &context.decision {
-            self.limits.mark(answer, decision)?;
+            self.limits.mark(fields, decision);
         }
-        self.cors.mark(answer, context.origin.as_ref())
+        self.cors.mark(fields, context.origin.as_ref());
     }
 
     /// Sends an answer of the gateway's own.
@@ -148,7 +152,7 @@ impl<'a> Marks<'a> {
     ) -> pingora::Result<()> {
         let is_head = session.req_header().method == Method::HEAD;
         let (mut head, body) = self.compose(context, answer)?;
-        self.apply(&mut head, context)?;
+        self.apply(&mut head, context);
         let has_body = !is_head && !body.is_empty();
         context.headers_sent();
         session.write_response_header(Box::new(head), !has_body).await?;
@@ -189,11 +193,6 @@ impl<'a> Marks<'a> {
         }
         Ok((head, body))
     }
-}
-
-fn mark_identity(answer: &mut ResponseHeader, identity: &Identity) -> pingora::Result<()> {
-    answer.insert_header(REQUEST_ID, identity.request_id.clone())?;
-    answer.insert_header(TRACE_RESPONSE, identity.trace.header())
 }
 
 /// The bytes of a refusal for a connection whose request never became one; the connection closes after it.

@@ -10,7 +10,7 @@ use service_runtime::jwks::Refresher;
 use time::OffsetDateTime;
 
 use crate::answer::Refusal;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, REMEMBERED};
 use crate::revocation::Revoked;
 use crate::routes::Access;
 
@@ -66,7 +66,7 @@ impl Authenticator {
                 ))
             }
             Ok(verified) => {
-                metrics.token(if verified.from_cache { "remembered" } else { "verified" });
+                metrics.token(if verified.from_cache { REMEMBERED } else { "verified" });
                 Ok(Some(verified.claims))
             }
             Err(_) if !self.verifier.is_ready() => {

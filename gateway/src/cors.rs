@@ -1,6 +1,6 @@
 //! Cross-origin requests of browsers: exact origins, preflights answered at the edge.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config;
@@ -57,17 +57,16 @@ impl Cors {
     }
 
     /// Adds what an answer to `origin` must carry.
-    pub fn mark(&self, answer: &mut ResponseHeader, origin: Option<&HeaderValue>) -> pingora::Result<()> {
+    pub fn mark(&self, fields: &mut HeaderMap, origin: Option<&HeaderValue>) {
         if self.origins.is_empty() {
-            return Ok(());
+            return;
         }
-        answer.append_header(http::header::VARY, ORIGIN)?;
+        fields.append(http::header::VARY, ORIGIN);
         if let Some(origin) = origin {
-            answer.insert_header(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone())?;
-            answer.insert_header(http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS, YES)?;
-            answer.insert_header(http::header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED)?;
+            fields.insert(http::header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            fields.insert(http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS, YES);
+            fields.insert(http::header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         }
-        Ok(())
     }
 
     /// Adds what the answer to a preflight says beyond [`Cors::mark`].

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use fechatter_core::problem::Code;
+use pingora::time::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::answer::Refusal;
@@ -53,13 +54,15 @@ pub async fn read<R: AsyncRead + Unpin>(
     limits: &HeadLimits,
 ) -> Result<Head, NoHead> {
     let mut buffer = BytesMut::with_capacity(ROOM);
-    match tokio::time::timeout(patience.idle, reader.read_buf(&mut buffer)).await {
+    // Pingora's timer: tokio's wakes the kernel's poll for every request whose deadline is the nearest, and has to be
+    // taken out of its wheel again.
+    match timeout(patience.idle, reader.read_buf(&mut buffer)).await {
         Ok(Ok(1..)) => {}
         _ => return Err(NoHead::Quiet),
     }
     let end = match framing::find_end(&buffer, 0, limits)? {
         Some(end) => end,
-        None => tokio::time::timeout(patience.head, read_rest(reader, &mut buffer, limits))
+        None => timeout(patience.head, read_rest(reader, &mut buffer, limits))
             .await
             .unwrap_or_else(|_| {
                 Err(NoHead::Refused(Refusal::new(

@@ -19,6 +19,7 @@ pub mod cors;
 pub mod dev_certificate;
 pub mod drain;
 pub mod endpoint;
+pub mod fields;
 pub mod framing;
 pub mod head;
 pub mod health;

@@ -4,21 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use dashmap::DashMap;
 use observability::buckets::{HTTP_DURATION_BUCKETS, STREAM_LIFETIME_BUCKETS};
 use observability::instruments::Instruments;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+use opentelemetry::metrics::{BoundCounter, BoundHistogram, Counter, Gauge, Histogram, Meter};
 
 use crate::connection::Facts;
 use crate::routes::{Class, Group};
 
-/// The instruments.
+/// A token that was verified before.
+pub const REMEMBERED: &str = "remembered";
+/// A request within its rate limit.
+pub const ALLOWED: &str = "allowed";
+
+/// The instruments. What nearly every request counts is bound to its labels once: looking them up costs more than counting.
 #[derive(Debug)]
 pub struct Metrics {
     request_duration: Histogram<f64>,
+    /// As many as there are series of it.
+    durations: DashMap<Outcome, BoundHistogram<f64>>,
     stream_lifetime: Histogram<f64>,
     tokens: Counter<u64>,
+    remembered: BoundCounter<u64>,
     rate_limits: Counter<u64>,
+    allowed: [BoundCounter<u64>; Class::ALL.len()],
     refusals: Counter<u64>,
     retries: Counter<u64>,
     breaks: Counter<u64>,
@@ -75,7 +85,7 @@ impl Drop for OpenConnection {
 }
 
 /// A request as the duration metric describes it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Outcome {
     pub method: &'static str,
     pub route: &'static str,
@@ -121,7 +131,18 @@ impl Metrics {
             |g| &g.requests,
         );
         let upstreams = |name, description| instruments.gauge(name, "{upstream}", description);
+        let tokens = instruments.counter("gateway.tokens", "{token}", "Bearer tokens by verdict.");
+        let rate_limits = instruments.counter(
+            "gateway.rate_limits",
+            "{request}",
+            "Requests by class and verdict of the rate limit.",
+        );
         let metrics = Self {
+            durations: DashMap::new(),
+            remembered: tokens.bind(&[KeyValue::new("verdict", REMEMBERED)]),
+            allowed: Class::ALL.map(|class| rate_limits.bind(&limit_labels(class, ALLOWED))),
+            tokens,
+            rate_limits,
             request_duration: instruments.seconds(
                 "http.server.request.duration",
                 "Time from the request's head to the answer's head.",
@@ -131,12 +152,6 @@ impl Metrics {
                 "gateway.stream.lifetime",
                 "How long event streams lived.",
                 &STREAM_LIFETIME_BUCKETS,
-            ),
-            tokens: instruments.counter("gateway.tokens", "{token}", "Bearer tokens by verdict."),
-            rate_limits: instruments.counter(
-                "gateway.rate_limits",
-                "{request}",
-                "Requests by class and verdict of the rate limit.",
             ),
             refusals: instruments.counter(
                 "gateway.refusals",
@@ -184,7 +199,7 @@ impl Metrics {
         Instruments::from_zero(
             &self.tokens,
             "verdict",
-            &["verified", "remembered", "absent", "expired", "revoked"],
+            &["verified", REMEMBERED, "absent", "expired", "revoked"],
         );
         Instruments::from_zero(&self.retries, "upstream", &groups);
         Instruments::from_zero(&self.breaks, "upstream", &groups);
@@ -197,18 +212,22 @@ impl Metrics {
             &["token_absent", "token_invalid", "rate_limited"],
         );
         for class in Class::ALL {
-            self.rate_limits.add(
-                0,
-                &[
-                    KeyValue::new("class", class.as_str()),
-                    KeyValue::new("verdict", "limited"),
-                ],
-            );
+            self.rate_limits.add(0, &limit_labels(class, "limited"));
         }
     }
 
     /// A request whose answer's head has been sent after `duration`.
     pub fn request(&self, outcome: Outcome, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        if let Some(series) = self.durations.get(&outcome) {
+            return series.record(seconds);
+        }
+        let series = self.series_of(outcome);
+        series.record(seconds);
+        self.durations.insert(outcome, series);
+    }
+
+    fn series_of(&self, outcome: Outcome) -> BoundHistogram<f64> {
         let mut attributes = [
             KeyValue::new("http.request.method", outcome.method),
             KeyValue::new("http.route", outcome.route),
@@ -222,8 +241,7 @@ impl Metrics {
             attributes[5] = KeyValue::new("error.type", outcome.status.to_string());
             used = 6;
         }
-        self.request_duration
-            .record(duration.as_secs_f64(), &attributes[..used]);
+        self.request_duration.bind(&attributes[..used])
     }
 
     /// A stream that ended after `lifetime`.
@@ -264,18 +282,18 @@ impl Metrics {
 
     /// What was found about a bearer token.
     pub fn token(&self, verdict: &'static str) {
+        if verdict == REMEMBERED {
+            return self.remembered.add(1);
+        }
         self.tokens.add(1, &[KeyValue::new("verdict", verdict)]);
     }
 
     /// What the rate limit said.
     pub fn rate_limit(&self, class: Class, verdict: &'static str) {
-        self.rate_limits.add(
-            1,
-            &[
-                KeyValue::new("class", class.as_str()),
-                KeyValue::new("verdict", verdict),
-            ],
-        );
+        if verdict == ALLOWED {
+            return self.allowed[class as usize].add(1);
+        }
+        self.rate_limits.add(1, &limit_labels(class, verdict));
     }
 
     /// A request that was refused.
@@ -322,6 +340,13 @@ impl Metrics {
         self.healthy.record(healthy as u64, &group);
         self.known.record(all as u64, &group);
     }
+}
+
+fn limit_labels(class: Class, verdict: &'static str) -> [KeyValue; 2] {
+    [
+        KeyValue::new("class", class.as_str()),
+        KeyValue::new("verdict", verdict),
+    ]
 }
 
 impl Default for Metrics {

@@ -29,7 +29,7 @@ use crate::rate_limit::Principal;
 use crate::request::RequestContext;
 use crate::routes::{Lookup, Route, Routes, Target};
 use crate::upstreams::Upstreams;
-use crate::{body, health, http2, path};
+use crate::{body, fields, health, http2, path};
 
 /// Attempts at upstreams per request.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -53,6 +53,8 @@ impl Edge {
         });
         let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let policy = &context.policy;
+        // From here on the head is without the letters of its names, so that each attempt copies less.
+        let _ = fields::of_request(session.req_header_mut(), |_| ());
         context.identity = Some(policy.identifier.identify(peer, &session.req_header().headers));
         context.origin = policy.cors.allowed_origin(session.req_header());
         context.in_flight = Some(self.metrics.request_began());
@@ -304,7 +306,7 @@ impl ProxyHttp for Edge {
         if let Some(endpoint) = &context.upstream {
             endpoint.answered();
         }
-        Marks::of(&context.policy).apply(answer, context)?;
+        Marks::of(&context.policy).apply(answer, context);
         if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
             context.open_stream = Facts::of(session).map(|facts| self.metrics.stream_opened(facts));
             context.in_flight = None;
