@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -42,13 +43,16 @@ pub struct Edge {
     pub authenticator: Authenticator,
     pub upstreams: Arc<Upstreams>,
     pub metrics: Arc<Metrics>,
+    /// True from the signal to end on. Answers say then that their connection will not be used again, and clients make
+    /// another one, elsewhere, instead of sending on one that is being closed.
+    pub leaving: Arc<AtomicBool>,
 }
 
 impl Edge {
     /// Gives the request its identity and its bounds.
     fn begin(&self, session: &mut Session, context: &mut RequestContext) {
         let peer = Facts::of(session).map(|facts| {
-            facts.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            facts.requests.fetch_add(1, Ordering::Relaxed);
             facts.peer.ip()
         });
         let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -59,6 +63,10 @@ impl Edge {
         context.origin = policy.cors.allowed_origin(session.req_header());
         context.in_flight = Some(self.metrics.request_began());
         session.set_write_timeout(Some(policy.write_timeout));
+        // Of HTTP/1; HTTP/2 has a frame for it.
+        if self.leaving.load(Ordering::Relaxed) {
+            session.set_keepalive(None);
+        }
     }
 
     /// Decides what happens to a request: an answer of our own, or `None` to pass it on.

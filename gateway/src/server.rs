@@ -1,6 +1,7 @@
 //! Assembles the gateway from its configuration, runs it and drains it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     let metrics = Arc::new(Metrics::new());
     let tls = tls::acceptor(&config.tls, Arc::clone(&resolver))?;
     let policy: Current = Arc::new(ArcSwap::from_pointee(Policy::new(config.clone(), None)));
-    let edge = edge(&config, &policy, &metrics, &background).await?;
+    let edge = edge(&config, &policy, &metrics, flag_of(&shutdown), &background).await?;
     let reloader = Arc::new(Reloader {
         file: start.file,
         policy: Arc::clone(&policy),
@@ -203,10 +204,22 @@ async fn watch_for_interrupt(interrupted: CancellationToken) {
     }
 }
 
+/// Whether a token is cancelled, for who asks with each request.
+fn flag_of(token: &CancellationToken) -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let (token, set) = (token.clone(), Arc::clone(&flag));
+    tokio::spawn(async move {
+        token.cancelled().await;
+        set.store(true, Ordering::Relaxed);
+    });
+    flag
+}
+
 async fn edge(
     config: &Config,
     policy: &Current,
     metrics: &Arc<Metrics>,
+    leaving: Arc<AtomicBool>,
     background: &CancellationToken,
 ) -> anyhow::Result<Edge> {
     let auth = &config.auth;
@@ -236,6 +249,7 @@ async fn edge(
         },
         upstreams,
         metrics: Arc::clone(metrics),
+        leaving,
     })
 }
 

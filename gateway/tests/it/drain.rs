@@ -70,6 +70,32 @@ async fn an_idle_gateway_ends_at_once() {
 }
 
 #[tokio::test]
+async fn answers_give_up_their_connection_before_it_is_closed() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::start().await;
+    let mut gateway = Gateway::start(&issuer, &[&upstream], &[("DRAIN__DELAY_MS", "2000")]).await;
+    let client = gateway.http1();
+    let get = async || client.get(gateway.url("/openapi.json")).send().await.unwrap();
+    let kept = get().await;
+    assert_eq!(
+        (kept.status().as_u16(), &kept.headers()["connection"]),
+        (200, &"keep-alive".parse().unwrap())
+    );
+    let _ = kept.bytes().await;
+    gateway.signal("SIGTERM");
+    eventually("readiness to say no", async || {
+        let answer = reqwest::get(format!("http://{}/ready", gateway.admin)).await.ok()?;
+        (answer.status() == 503).then_some(())
+    })
+    .await;
+    let last = get().await;
+    assert_eq!(last.status(), 200);
+    assert_eq!(last.headers()["connection"], "close");
+    let _ = last.bytes().await;
+    assert_eq!(gateway.exit_code().await, 0);
+}
+
+#[tokio::test]
 async fn an_interrupt_waits_for_nobody() {
     let issuer = Issuer::start().await;
     let upstream = Upstream::with(|_| Reply::Silence).await;
