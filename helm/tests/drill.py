@@ -156,10 +156,10 @@ def trust(release):
 
 
 class Load:
-    """Sends and reads until told to stop; keeps every acknowledged message and every failure."""
+    """Sends, reads and searches until told to stop; keeps every acknowledged message and every failure."""
 
     def __init__(self, people, chat):
-        self.people, self.chat, self.stop = people, chat, threading.Event()
+        self.people, self.chat, self.stop, self.searching = people, chat, threading.Event(), True
         self.sent, self.failed, self.requests, self.lock = [], [], 0, threading.Lock()
         self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(len(people))]
         for thread in self.threads:
@@ -170,7 +170,10 @@ class Load:
         while not self.stop.is_set():
             count += 1
             send = {"content": f"drill {number} {count}", "idempotency_key": f"{number}-{count}"}
-            for method, path, body in (("POST", f"/api/chat/{self.chat}/messages", send), ("GET", f"/api/chat/{self.chat}/messages?limit=5", None)):
+            requests = [("POST", f"/api/chat/{self.chat}/messages", send), ("GET", f"/api/chat/{self.chat}/messages?limit=5", None)]
+            if self.searching:
+                requests.append(("GET", "/api/search/messages?q=drill&limit=1", None))
+            for method, path, body in requests:
                 try:
                     status, answer = person.request(method, path, body)
                 except (OSError, http.client.HTTPException) as error:
@@ -193,7 +196,7 @@ def rolling(folder):
     """Replaces every pod as a Deployment does: one more, then one fewer."""
     # Shorter than in production, so that a developer waits minutes and not an hour; the order of events is the same.
     short = {
-        "gateway": {"replicas": 2, "drain": {"delaySeconds": 3, "timeoutSeconds": 15, "streamSpreadSeconds": 5}, "settings": {"rate_limits": {"send": {"requests": 100000, "window_seconds": 1}}}},
+        "gateway": {"replicas": 2, "drain": {"delaySeconds": 3, "timeoutSeconds": 15, "streamSpreadSeconds": 5}, "settings": {"rate_limits": {name: {"requests": 100000, "window_seconds": 1} for name in ("send", "read", "search")}}},
         "chat": {"replicas": 2, "drainSeconds": 10},
         "notify": {"replicas": 2, "drainSeconds": 10},
     }
@@ -245,10 +248,16 @@ def rolling(folder):
             code = pod.terminate()
             assert code == 0, f"{pod.name} ended with {code}\n{pod.tail()}"
             say(f"replaced a {component}; {load.requests} requests, {len(load.failed)} failed")
+    # The embedded engine is one process with one disk: search is away while it restarts, and nothing else is.
+    load.searching, before = False, load.requests
+    node.until(10, "the searches in flight to end", lambda: load.requests >= before + 4 * len(people) or None)
     code = release.pods["indexer"].terminate()
     assert code == 0, f"the indexer ended with {code}\n{release.pods['indexer'].tail()}"
+    away = time.monotonic()
     release.start("indexer", "indexer-again").until_ready()
-    say("restarted the indexer")
+    person = Client(context, people[0].token)
+    node.until(30, "search", lambda: (person.request("GET", "/api/search/messages?q=drill&limit=1")[0] == 200) or None)
+    say(f"restarted the indexer; search was back {time.monotonic() - away:.1f} s after its end")
     load.end()
 
     sent = set(load.sent)
@@ -269,6 +278,8 @@ def rolling(folder):
         f"{missing} events lost, {doubled} doubled, {gaps} gaps"
     )
     assert load.failed == [] and refused == [], (load.failed[:5], refused[:5])
+    # Answers say in time that their connection closes: nobody has to guess whether a request on a broken one was done.
+    assert sum(person.repeated for person in people) == 0
     assert (missing, doubled, gaps) == (0, 0, 0) and stored == len(load.sent) == len(sent)
     assert min(listener.opened for listener in listeners) > 1, "a stream was never resumed"
 
