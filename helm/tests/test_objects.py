@@ -56,28 +56,39 @@ CUSTOM = custom_resources()
 
 
 def unrestricted(labels, spec):
-    """What the restricted Pod Security Standard forbids in a pod."""
-    security = spec.get("securityContext", {})
-    if security.get("runAsUser") == 0 or security.get("runAsNonRoot") is not True:
-        yield "may run as root"
-    if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
-        yield "no seccomp profile"
+    """What the restricted Pod Security Standard forbids in a pod, and what we do besides."""
+    pod = spec.get("securityContext", {})
+    if pod.get("sysctls") or pod.get("seLinuxOptions") or pod.get("windowsOptions"):
+        yield "has options of the node"
     if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
         yield "shares the host's namespaces"
     allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
     for volume in spec.get("volumes", []):
         if not set(volume) - {"name"} <= allowed:
             yield f"volume {volume}"
-    for container in spec["containers"] + spec.get("initContainers", []):
-        security = container.get("securityContext", {})
-        if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+    for container in spec["containers"] + spec.get("initContainers", []) + spec.get("ephemeralContainers", []):
+        own = container.get("securityContext", {})
+        # What a container says goes over what its pod says.
+        security = {**pod, **own}
+        if security.get("runAsUser") == 0 or security.get("runAsNonRoot") is not True:
+            yield "may run as root"
+        if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+            yield "no seccomp profile"
+        if security.get("appArmorProfile", {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+            yield "no AppArmor profile"
+        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
             yield "may become more"
-        if security.get("capabilities", {}).get("drop") != ["ALL"] or security.get("capabilities", {}).get("add"):
+        if own.get("capabilities", {}).get("drop") != ["ALL"] or own.get("capabilities", {}).get("add"):
             yield "keeps capabilities"
-        if security.get("readOnlyRootFilesystem") is not True:
+        if own.get("procMount", "Default") != "Default" or own.get("seLinuxOptions") or own.get("windowsOptions"):
+            yield "has options of the node"
+        if own.get("readOnlyRootFilesystem") is not True:
             yield "writes on its root"
         if any("hostPort" in port for port in container.get("ports", [])):
             yield "host port"
+        for handler in (container.get("lifecycle", {}) | {key: value for key, value in container.items() if key.endswith("Probe")}).values():
+            if any("host" in handler.get(kind, {}) for kind in ("httpGet", "tcpSocket")):
+                yield "asks another host"
     if spec.get("automountServiceAccountToken") is not False:
         yield "gets a token of the cluster"
 
@@ -196,6 +207,30 @@ class Objects(unittest.TestCase):
                 seen += 1
                 self.assertEqual(list(unrestricted(*pod)), [])
         self.assertGreaterEqual(seen, 18)
+
+    def test_an_unrestricted_pod_would_be_found(self):
+        labels, good = pods(objects(EXAMPLES["small"]))["chat"]
+        self.assertEqual(list(unrestricted(labels, good)), [])
+        container = lambda spec: spec["containers"][0]
+        for spoil, says in (
+            (lambda spec: spec.update(hostNetwork=True), "shares the host's namespaces"),
+            (lambda spec: spec.update(automountServiceAccountToken=True), "gets a token of the cluster"),
+            (lambda spec: spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}}), "volume"),
+            (lambda spec: spec["securityContext"].update(runAsUser=0), "may run as root"),
+            (lambda spec: spec["securityContext"].update(sysctls=[{"name": "a", "value": "b"}]), "has options of the node"),
+            (lambda spec: container(spec)["securityContext"].update(runAsNonRoot=False), "may run as root"),
+            (lambda spec: container(spec)["securityContext"].update(seccompProfile={"type": "Unconfined"}), "no seccomp profile"),
+            (lambda spec: container(spec)["securityContext"].update(allowPrivilegeEscalation=True), "may become more"),
+            (lambda spec: container(spec)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]), "keeps capabilities"),
+            (lambda spec: container(spec)["securityContext"].update(readOnlyRootFilesystem=False), "writes on its root"),
+            (lambda spec: container(spec)["ports"][0].update(hostPort=80), "host port"),
+            (lambda spec: container(spec)["livenessProbe"]["httpGet"].update(host="169.254.169.254"), "asks another host"),
+            (lambda spec: spec.update(initContainers=[{"name": "bare"}]), "may become more"),
+        ):
+            with self.subTest(says):
+                spec = copy.deepcopy(good)
+                spoil(spec)
+                self.assertTrue(any(found.startswith(says) for found in unrestricted(labels, spec)))
 
     def test_the_flows_are_the_drawn_ones(self):
         for name, values in EXAMPLES.items():
