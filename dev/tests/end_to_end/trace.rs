@@ -1,5 +1,7 @@
 //! One trace from the edge to the stream and into the index, in a real OTLP receiver.
 
+#![expect(clippy::unwrap_used, reason = "in a test, what is not there is a failure")]
+
 use std::time::Duration;
 
 use dev::platform::{Platform, Service};
