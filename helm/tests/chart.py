@@ -9,6 +9,8 @@ import yaml
 
 CHART = pathlib.Path(__file__).resolve().parent.parent / "fechatter"
 EXAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "examples").glob("*.yaml"))}
+# Whose API schemas the objects are validated against.
+KUBERNETES = ("1.27", "1.30", "1.34", "1.37")
 SERVICES = ("gateway", "chat", "notify", "indexer")
 
 

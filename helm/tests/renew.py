@@ -6,10 +6,11 @@ example, so that a change of the chart shows in its review as the change of the 
 
 import json
 import pathlib
+import re
 
 import yaml
 
-from chart import CHART, EXAMPLES, objects
+from chart import CHART, EXAMPLES, KUBERNETES, objects
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 
@@ -17,6 +18,8 @@ HEAD = """# The Fechatter chart
 
 The platform on Kubernetes 1.27 or newer. How to install, upgrade, scale and restore: `docs/operations.md`. Values to begin with:
 `examples/`. Wrong, contradictory or missing values are refused with a sentence that says what to set.
+
+What they make is validated against the API of Kubernetes {kubernetes}, and against the custom resources of {operators}.
 
 Secrets are never values: each is a Secret that exists, made by you or by your secrets operator, and nothing here makes or changes one.
 
@@ -54,9 +57,12 @@ def rows(schema, defaults, path=""):
 
 
 def readme():
+    source = (CHART.parents[1] / "dev/src/chart.rs").read_text()
+    operators = [f"{name.replace('-', ' ')} {version}" for name, version in re.findall(r'"github.com/[\w-]+/([\w-]+)@v(\d+\.\d+)', source)]
+    head = HEAD.format(kubernetes=", ".join(KUBERNETES), operators=" and ".join(operators))
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    return HEAD + "\n".join(rows(schema, defaults)) + "\n"
+    return head + "\n".join(rows(schema, defaults)) + "\n"
 
 
 def golden(values):

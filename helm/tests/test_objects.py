@@ -14,11 +14,9 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from chart import CHART, EXAMPLES, SERVICES, at, merge, objects, pod_of, pods
+from chart import CHART, EXAMPLES, KUBERNETES, SERVICES, at, merge, objects, pod_of, pods
 
 OBSERVABILITY = CHART.parents[1] / "observability"
-VERSIONS = ("1.27", "1.30", "1.34", "1.37")
-
 
 
 def schema_of(structural):
@@ -177,7 +175,7 @@ class Objects(unittest.TestCase):
             if custom:
                 jsonschema.validate(item, custom)
                 continue
-            for version in VERSIONS:
+            for version in KUBERNETES:
                 kubernetes_validate.validate(item, version, strict=True)
 
     def test_wrong_custom_resources_would_be_found(self):
@@ -300,7 +298,48 @@ class Objects(unittest.TestCase):
                         if custom:
                             jsonschema.validate(item, custom)
                         else:
-                            kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+                            kubernetes_validate.validate(item, KUBERNETES[-1], strict=True)
+
+    def test_what_the_api_server_refuses_although_its_schema_does_not(self):
+        dns = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+        unique = lambda values: self.assertEqual(len(values), len(set(values)), values)
+        for name, values in EXAMPLES.items():
+            items = objects(values)
+            unique([(item["kind"], item["metadata"]["name"]) for item in items])
+            there = {(item["kind"], item["metadata"]["name"]) for item in items}
+            for item in items:
+                with self.subTest(f"{name} {item['kind']} {item['metadata']['name']}"):
+                    for value in item["metadata"].get("annotations", {}).values():
+                        self.assertIsInstance(value, str)
+                    if item["kind"] == "ConfigMap":
+                        self.assertLess(sum(len(text.encode()) for text in item["data"].values()), 1 << 20)
+                    if item["kind"] in ("Deployment", "StatefulSet"):
+                        self.assertTrue(matches(item["spec"]["selector"], item["spec"]["template"]["metadata"]["labels"]))
+                    if item["kind"] == "HorizontalPodAutoscaler":
+                        target = item["spec"]["scaleTargetRef"]
+                        self.assertIn((target["kind"], target["name"]), there)
+                        self.assertLessEqual(item["spec"]["minReplicas"], item["spec"]["maxReplicas"])
+                    pod = pod_of(item)
+                    if not pod:
+                        continue
+                    (container,) = pod[1]["containers"]
+                    volumes = [volume["name"] for volume in pod[1].get("volumes", [])]
+                    unique(volumes)
+                    for named in (container["name"], *volumes):
+                        self.assertRegex(named, dns)
+                    unique([mount["mountPath"] for mount in container.get("volumeMounts", [])])
+                    ports = container.get("ports", [])
+                    unique([port["name"] for port in ports])
+                    unique([port["containerPort"] for port in ports])
+                    for port in ports:
+                        self.assertRegex(port["name"], r"^[a-z0-9-]{1,15}$")
+                    known = set()
+                    for variable in container.get("env", []):
+                        self.assertRegex(variable["name"], r"^[A-Z][A-Z0-9_]*$")
+                        self.assertNotIn(variable["name"], known, "set twice")
+                        # Kubernetes leaves `$(NAME)` of a later variable as it stands.
+                        self.assertLessEqual(set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))), known)
+                        known.add(variable["name"])
 
     def test_two_releases_in_one_namespace(self):
         """They have no object in common, and neither selects a pod of the other or lets it in."""
