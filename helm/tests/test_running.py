@@ -124,10 +124,10 @@ def known_settings(name, path=()):
     """Dotted paths of everything the process can be told, which it lists when it is told something that is none of it."""
     variable = "__".join((*path, "no_such_setting")).upper()
     done = subprocess.run([BINARIES / BINARY[name]], env={f"{PREFIX[name]}{variable}": "1"}, capture_output=True, text=True)
-    unknown = re.search(r"unknown field: found `no_such_setting`, expected (.*?) \(from", done.stderr + done.stdout)
+    unknown = re.search(r"unknown field: found `no_such_setting`, expected (.*)", done.stderr + done.stdout)
     if not unknown:
         return {".".join(path)}
-    return set().union(*(known_settings(name, (*path, key)) for key in re.findall(r"`+(\w+)`", unknown[1])))
+    return set().union(*(known_settings(name, (*path, key)) for key in re.findall(r"`+([a-z][a-z0-9_]*)`", unknown[1])))
 
 
 def chart_settings(schema, path=""):
