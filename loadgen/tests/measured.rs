@@ -133,7 +133,17 @@ fn one_message_reaches_every_member() {
 
 #[test]
 fn telemetry_is_compared_and_what_a_dead_collector_costs_is_known() {
-    let args = ["--rate", "40", "--rounds", "1", "--kills", "1", "--chats", "5"];
+    let args = [
+        "telemetry",
+        "--rate",
+        "40",
+        "--rounds",
+        "1",
+        "--kills",
+        "1",
+        "--chats",
+        "5",
+    ];
     let result = result("telemetry", &args);
     for what in [
         "errors of reads",
