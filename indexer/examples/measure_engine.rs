@@ -42,13 +42,16 @@ impl Random {
     }
 
     fn message(&mut self, id: i64, now: OffsetDateTime) -> MessageDocument {
+        // What a sixth of all talk is about, and another sixth.
+        let subject =
+            ["the budget ", "the nightly build ", "", "", "", ""][usize::try_from(id % 6).unwrap_or_default()];
         let words: Vec<String> = (0..=self.below(WORDS * 2)).map(|_| self.word()).collect();
         MessageDocument {
             id: id.into(),
             workspace_id: 1.into(),
             chat_id: (self.below(CHATS).cast_signed() + 1).into(),
             sender_id: (self.below(1_000).cast_signed() + 1).into(),
-            content: words.join(" "),
+            content: format!("{subject}{}", words.join(" ")),
             created_at: now - Duration::from_secs(self.below(86_400 * 365)),
             version: 1,
         }
@@ -106,6 +109,8 @@ async fn main() -> anyhow::Result<()> {
     for (name, words, suffix) in [
         ("one word", 1, ""),
         ("two words", 2, ""),
+        ("a word of a sixth of all messages", 0, "budget"),
+        ("a phrase of a sixth of all messages", 0, "\"nightly build\""),
         ("prefix", 0, "c"),
         ("newest", 1, " has:link"),
     ] {

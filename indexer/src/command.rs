@@ -13,6 +13,7 @@ use indexer::metrics::Metrics;
 use indexer::services::consistency::{Consistency, Difference, Report};
 use indexer::services::indexing::Indexing;
 use indexer::services::reindex::{Progress, Reindex, State};
+use indexer::services::turn::Turn;
 use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
 use service_runtime::process::Process;
@@ -28,14 +29,18 @@ pub async fn reindex(config: Config, process: Process) -> anyhow::Result<()> {
     } else {
         print(&format!("no indexer runs at {}; rebuilding here", config.admin_listen));
         let (pool, engine) = open_here(&config).await?;
+        let turn = take_turn(&pool, engine.as_ref()).await?;
         let reindex = Reindex::new(pool, engine, config.reindex.clone(), process.shutdown.clone());
         reindex.start("asked for by an operator, with no indexer running");
-        Source::Here(reindex)
+        Source::Here {
+            task: reindex,
+            _turn: Some(turn),
+        }
     };
     let mut shown = -1;
     loop {
         let progress: Progress = match &source {
-            Source::Here(reindex) => reindex.progress(),
+            Source::Here { task, .. } => task.progress(),
             Source::Remote(remote) => remote.read().await?,
         };
         if progress.loaded != shown || progress.problem.is_some() {
@@ -75,12 +80,15 @@ pub async fn consistency(config: Config, process: Process) -> anyhow::Result<()>
         let (pool, engine) = open_here(&config).await?;
         let consistency = Consistency::new(pool, engine, config.reindex.clone(), process.shutdown.clone());
         consistency.start();
-        Source::Here(consistency)
+        Source::Here {
+            task: consistency,
+            _turn: None,
+        }
     };
     let mut shown = -1;
     loop {
         let report: Report = match &source {
-            Source::Here(consistency) => consistency.report(),
+            Source::Here { task, .. } => task.report(),
             Source::Remote(remote) => remote.read().await?,
         };
         if report.compared != shown {
@@ -112,17 +120,19 @@ pub async fn dead_letters(config: Config, command: dead_letters::command::Comman
         let indexing = here
             .get_or_try_init(async || {
                 let engine = crate::open_engine(&config)?;
+                let turn = take_turn(&pool, engine.as_ref()).await?;
                 let max = config.batch.max_deliveries;
-                anyhow::Ok(Indexing::new(
+                let indexing = Indexing::new(
                     pool.clone(),
                     engine,
                     Metrics::default(),
                     max,
                     tokio_util::sync::CancellationToken::default(),
-                ))
+                );
+                anyhow::Ok((indexing, turn))
             })
             .await?;
-        Ok(indexing.replay(id).await?)
+        Ok(indexing.0.replay(id).await?)
     })
     .await
 }
@@ -173,7 +183,11 @@ fn conclude(report: &Report) -> anyhow::Result<()> {
 
 enum Source<T> {
     Remote(Remote),
-    Here(Arc<T>),
+    Here {
+        task: Arc<T>,
+        /// Held as long as the task may write.
+        _turn: Option<Turn>,
+    },
 }
 
 /// A task of the running indexer, by its admin listener.
@@ -189,7 +203,10 @@ impl Remote {
         let url = format!("http://{}/{task}", reachable(config.admin_listen));
         match client.post(&url).send().await {
             Ok(answer) if matches!(answer.status().as_u16(), 202 | 409) => Ok(Some(Self { client, url })),
-            Ok(answer) => anyhow::bail!("{url} answered {}", answer.status()),
+            Ok(answer) => {
+                let status = answer.status();
+                anyhow::bail!("{url} answered {status}: {}", answer.text().await.unwrap_or_default());
+            }
             Err(error) if error.is_connect() => Ok(None),
             Err(error) => Err(error).context("cannot ask the running indexer"),
         }
@@ -218,6 +235,16 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 async fn open_here(config: &Config) -> anyhow::Result<(PgPool, Arc<dyn SearchEngine>)> {
     let pool = migrations::open(config.database.url.expose_secret(), config.database.max_connections).await?;
     Ok((pool, crate::open_engine(config)?))
+}
+
+/// Takes the turn to write; an error when an indexer elsewhere has it.
+async fn take_turn(pool: &PgPool, engine: &dyn SearchEngine) -> anyhow::Result<Turn> {
+    let turn = Turn::new(pool.clone(), engine.is_shared());
+    anyhow::ensure!(
+        turn.take().await?,
+        "an indexer that runs elsewhere writes to this index; ask it, or stop it first"
+    );
+    Ok(turn)
 }
 
 /// Waits a little; `false` when the process is to end.

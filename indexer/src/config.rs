@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fechatter_core::config::{Faults, Validate};
 use observability::LogConfig;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use service_runtime::config::{
     Database, Nats, TokenCheck, default_drain_delay_ms, validate_drain_delay, validate_serving,
@@ -201,6 +201,14 @@ impl Validate for Engine {
                             .bytes()
                             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
                 };
+                // It becomes a header, and what no header can hold would end the process.
+                let is_key = |key: &SecretString| key.expose_secret().bytes().all(|b| b.is_ascii_graphic());
+                if !self.meili_key.as_ref().is_none_or(is_key) {
+                    faults.add(
+                        "engine.meili_key",
+                        "letters, digits and marks of ASCII are accepted, no space and no line break",
+                    );
+                }
                 if !is_name(&self.meili_index) {
                     faults.add("engine.meili_index", "1 to 400 letters, digits, _ and - are accepted");
                 }

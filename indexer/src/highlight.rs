@@ -75,8 +75,9 @@ fn window(content: &str, first: Option<&Range<usize>>) -> Range<usize> {
     // Begin with a whole word where one begins soon.
     let start = match first {
         Some(mark) if lead > 0 => content[lead..mark.start]
-            .find(char::is_whitespace)
-            .map_or(lead, |space| lead + space + 1),
+            .char_indices()
+            .find(|(_, c)| c.is_whitespace())
+            .map_or(lead, |(at, space)| lead + at + space.len_utf8()),
         _ => lead,
     };
     start..boundary(start, SNIPPET_CHARS_MAX)
@@ -186,18 +187,27 @@ fn within(wanted: &str, text: &str, most: usize, prefix: bool) -> bool {
         return false;
     }
     let text = &text[..text.len().min(wanted.len() + most)];
-    // Rows over `wanted`, columns over `text`: the last row holds the distance to each beginning of `text`.
+    // Rows over `wanted`, columns over `text`: the last row holds the distance to each beginning of `text`. Only the
+    // band around the diagonal can hold a distance that is small enough.
+    let far = most + 1;
     let mut above: Vec<usize> = Vec::new();
-    let mut row: Vec<usize> = (0..=text.len()).collect();
+    let mut row: Vec<usize> = (0..=text.len()).map(|column| column.min(far)).collect();
     for (i, a) in wanted.iter().enumerate() {
-        let mut next = Vec::with_capacity(row.len());
-        next.push(i + 1);
-        for (j, b) in text.iter().enumerate() {
+        let mut next = vec![far; row.len()];
+        next[0] = (i + 1).min(far);
+        let mut least = next[0];
+        for j in i.saturating_sub(most)..(i + most + 1).min(text.len()) {
+            let b = &text[j];
             let mut best = (row[j] + usize::from(a != b)).min(row[j + 1] + 1).min(next[j] + 1);
             if i > 0 && j > 0 && *a == text[j - 1] && wanted[i - 1] == *b {
                 best = best.min(above[j - 1] + 1);
             }
-            next.push(best);
+            next[j + 1] = best.min(far);
+            least = least.min(best);
+        }
+        // A swap reaches back two rows, so both must be out of reach.
+        if least > most && row.iter().all(|&distance| distance > most) {
+            return false;
         }
         above = std::mem::replace(&mut row, next);
     }
@@ -273,6 +283,62 @@ mod tests {
         assert!(snippet.chars().count() <= SNIPPET_CHARS_MAX + "……<mark></mark>".chars().count());
         let snippet = marked(&"界".repeat(1_000), "nothing");
         assert_eq!(snippet.chars().count(), SNIPPET_CHARS_MAX + 1);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters_of_any_width() {
+        // Spaces of two and three bytes stand where the snippet may begin.
+        for space in ['\u{a0}', '\u{3000}', '\u{2003}'] {
+            let content = format!(
+                "{}{space}{} needle {}",
+                "é".repeat(300),
+                "長".repeat(30),
+                "尾".repeat(300)
+            );
+            let snippet = marked(&content, "needle");
+            assert!(
+                snippet.starts_with("…長") && snippet.contains("<mark>needle</mark>"),
+                "{snippet}"
+            );
+        }
+        // Whatever stands where: no cut may fall inside a character.
+        for chars in 0..130 {
+            let content = format!("{}🚀\u{3000}é {}", "界".repeat(chars), "ab\u{a0}cd needle ".repeat(40));
+            assert!(marked(&content, "needle").contains("<mark>needle</mark>"), "{chars}");
+        }
+    }
+
+    /// The distance by its definition: the whole table, nothing left out.
+    fn distance(wanted: &[char], text: &[char]) -> usize {
+        let mut table = vec![vec![0; text.len() + 1]; wanted.len() + 1];
+        for i in 0..=wanted.len() {
+            for j in 0..=text.len() {
+                table[i][j] = match (i, j) {
+                    (0, j) => j,
+                    (i, 0) => i,
+                    (i, j) => {
+                        let substituted = table[i - 1][j - 1] + usize::from(wanted[i - 1] != text[j - 1]);
+                        let mut best = substituted.min(table[i - 1][j] + 1).min(table[i][j - 1] + 1);
+                        if i > 1 && j > 1 && wanted[i - 1] == text[j - 2] && wanted[i - 2] == text[j - 1] {
+                            best = best.min(table[i - 2][j - 2] + 1);
+                        }
+                        best
+                    }
+                };
+            }
+        }
+        table[wanted.len()][text.len()]
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_within_is_so_by_definition(wanted in "[ab]{1,7}", text in "[ab]{0,9}", most in 0..3_usize) {
+            let letters = |text: &str| text.chars().collect::<Vec<char>>();
+            let (asked, there) = (letters(&wanted), letters(&text));
+            proptest::prop_assert_eq!(within(&wanted, &text, most, false), distance(&asked, &there) <= most);
+            let beginning = (0..=there.len()).any(|end| distance(&asked, &there[..end]) <= most);
+            proptest::prop_assert_eq!(within(&wanted, &text, most, true), beginning);
+        }
     }
 
     #[test]

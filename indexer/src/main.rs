@@ -25,6 +25,7 @@ use indexer::services::consistency::Consistency;
 use indexer::services::indexing::Indexing;
 use indexer::services::reindex::Reindex;
 use indexer::services::search::SearchService;
+use indexer::services::turn::Turn;
 use indexer::{AppState, handlers, router};
 
 #[global_allocator]
@@ -146,10 +147,12 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         config.reindex.clone(),
         shutdown.clone(),
     );
+    let turn = Arc::new(Turn::new(pool.clone(), engine.is_shared()));
     let consumer = Consumer::new(
         client.clone(),
         Arc::clone(&indexing),
         Arc::clone(&reindex),
+        Arc::clone(&turn),
         metrics.clone(),
         config.batch.clone(),
         shutdown.clone(),
@@ -197,7 +200,7 @@ async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         database.check("PostgreSQL does not answer")
     };
     let admin_routes =
-        admin::router(draining.clone(), ready).merge(handlers::admin::router(reindex, consistency, indexing));
+        admin::router(draining.clone(), ready).merge(handlers::admin::router(reindex, consistency, indexing, turn));
     admin::serve(config.admin_listen, admin_routes, admin_stop.clone()).await?;
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "listening");
 

@@ -94,6 +94,36 @@ pub fn tokens(text: &str, purpose: Purpose) -> Vec<Token> {
     found
 }
 
+/// The folded words of a text with one space between, runs of unspaced scripts whole: for an engine that has a tokenizer of
+/// its own, so that it finds the same words as we do and nothing that it could take for syntax.
+pub fn spaced(text: &str) -> String {
+    let mut spaced = String::with_capacity(text.len());
+    let found = tokens(text, Purpose::Index);
+    let mut rest = &found[..];
+    while let Some(first) = rest.first() {
+        let mut run = 1;
+        if first.kind == Kind::Gram {
+            run += rest.windows(2).take_while(|pair| overlap(&pair[0], &pair[1])).count();
+        }
+        let (unit, after) = rest.split_at(run);
+        if !spaced.is_empty() {
+            spaced.push(' ');
+        }
+        match unit {
+            [word] if word.kind != Kind::Gram => spaced.push_str(&word.text),
+            [.., last] => spaced.push_str(&fold(&text[first.start..last.end])),
+            [] => {}
+        }
+        rest = after;
+    }
+    spaced
+}
+
+/// Whether two neighbours are of one run of an unspaced script.
+fn overlap(token: &Token, next: &Token) -> bool {
+    token.kind == Kind::Gram && next.kind == Kind::Gram && token.end > next.start
+}
+
 /// One written character of an unspaced script with its marks, folded.
 struct Cluster {
     text: String,
@@ -268,6 +298,23 @@ mod tests {
         // Punctuation between ideographs separates.
         assert_eq!(texts("東京・大阪。", Purpose::Query), ["東京", "大阪"]);
         assert!(!texts("สวัสดี", Purpose::Index).is_empty());
+    }
+
+    #[test]
+    fn words_are_spaced_for_others() {
+        for (text, expected) in [
+            (
+                "The red, GREEN ones. -Crème_brûlée \"quoted\"!",
+                "the red green ones creme brulee quoted",
+            ),
+            ("INC-1042: 4.2.1 🚀", "inc 1042 4 2 1 🚀"),
+            ("明日は東京tower、大阪。", "明日は東京 tower 大阪"),
+            ("ｶﾞｽ 猫", "ガス 猫"),
+            ("한국어 Straße", "한국어 strasse"),
+            ("!!! \"-", ""),
+        ] {
+            assert_eq!(spaced(text), expected);
+        }
     }
 
     #[test]

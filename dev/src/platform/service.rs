@@ -39,6 +39,11 @@ impl Service {
 }
 
 impl Platform {
+    /// Where the indexer keeps its embedded index.
+    pub fn index_folder(&self) -> std::path::PathBuf {
+        self.options.data.join("search")
+    }
+
     /// The variables that a service is started with; among them its secrets.
     pub fn environment(&self, service: Service) -> Vec<(String, String)> {
         let ports = &self.options.ports;
@@ -77,7 +82,7 @@ impl Platform {
             Service::Notify => set("AUTH__JWKS_URL", jwks),
             Service::Indexer => {
                 set("AUTH__JWKS_URL", jwks);
-                set("ENGINE__PATH", self.options.data.join("search").display().to_string());
+                set("ENGINE__PATH", self.index_folder().display().to_string());
             }
             Service::Gateway => {
                 set("AUTH__JWKS_URL", jwks);

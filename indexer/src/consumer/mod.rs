@@ -19,6 +19,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::services::indexing::Indexing;
 use crate::services::reindex::Reindex;
+use crate::services::turn::Turn;
 use session::{Ended, Session};
 
 /// Name of the durable consumer.
@@ -26,6 +27,8 @@ pub const CONSUMER: &str = "indexer";
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a process that only searches looks whether it is its turn to write.
+const STANDBY: Duration = Duration::from_secs(1);
 
 /// Consumes events.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub struct Consumer {
     context: jetstream::Context,
     indexing: Arc<Indexing>,
     reindex: Arc<Reindex>,
+    turn: Arc<Turn>,
     metrics: Metrics,
     settings: config::Batch,
     shutdown: CancellationToken,
@@ -45,6 +49,7 @@ impl Consumer {
         client: async_nats::Client,
         indexing: Arc<Indexing>,
         reindex: Arc<Reindex>,
+        turn: Arc<Turn>,
         metrics: Metrics,
         settings: config::Batch,
         shutdown: CancellationToken,
@@ -53,6 +58,7 @@ impl Consumer {
             context: jetstream::new(client),
             indexing,
             reindex,
+            turn,
             metrics,
             settings,
             shutdown,
@@ -75,13 +81,17 @@ impl Consumer {
         // Where a consumer that has to be made anew begins.
         let mut restart_from = None;
         while !self.shutdown.is_cancelled() {
-            let ended = match Session::open(&self, restart_from.take()).await {
-                Ok(session) => {
-                    pause = FIRST_PAUSE;
+            let ended = match self.turn.take().await {
+                Ok(true) => self.consume(&mut restart_from, &mut pause).await,
+                // Nothing is wrong: another indexer brings the index up to date, this one searches in it.
+                Ok(false) => {
                     self.condition.set(None);
-                    session.run().await
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => break,
+                        () = tokio::time::sleep(STANDBY) => continue,
+                    }
                 }
-                Err(ended) => ended,
+                Err(error) => Ended::Fault(format!("cannot take the turn to write: {error}")),
             };
             match ended {
                 Ended::Shutdown => break,
@@ -105,6 +115,18 @@ impl Consumer {
                 () = self.shutdown.cancelled() => break,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
+        }
+    }
+
+    /// Consumes until something ends it.
+    async fn consume(&self, restart_from: &mut Option<u64>, pause: &mut Duration) -> Ended {
+        match Session::open(self, restart_from.take()).await {
+            Ok(session) => {
+                *pause = FIRST_PAUSE;
+                self.condition.set(None);
+                session.run().await
+            }
+            Err(ended) => ended,
         }
     }
 }

@@ -230,6 +230,11 @@ impl<'a> Session<'a> {
         if batch.is_empty() {
             return Ok(());
         }
+        if !self.owner.turn.is_ours().await {
+            return Err(Ended::Fault(
+                "the turn to write was lost with its connection to PostgreSQL".to_owned(),
+            ));
+        }
         let started = std::time::Instant::now();
         let redelivered = batch.iter().filter(|delivery| delivery.incoming.deliveries > 1).count();
         self.owner
@@ -324,6 +329,11 @@ impl<'a> Session<'a> {
 
     /// Measures the backlog, and notices when it is not delivered.
     async fn look_at_backlog(&mut self) -> Result<(), Ended> {
+        if !self.owner.turn.is_ours().await {
+            return Err(Ended::Fault(
+                "the turn to write was lost with its connection to PostgreSQL".to_owned(),
+            ));
+        }
         let info = match self.consumer.get_info().await {
             Ok(info) => info,
             Err(error) => {

@@ -31,7 +31,8 @@ pub struct MessageDocument {
 }
 
 /// One thing to do to the index. Of two changes to a message, the one with the larger version wins, whichever comes
-/// first; a deletion leaves a mark so that a late older version does not bring the message back.
+/// first; a deletion leaves a mark so that a late older version does not bring the message back. A deleted chat leaves
+/// one too: no message of it is ever taken again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Upsert(MessageDocument),
@@ -152,9 +153,12 @@ pub struct Found {
 /// Why an engine could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// It is away or overloaded: the same call may succeed later.
+    /// It is away, overloaded, or does not let us in: the same call succeeds later, whatever it is about.
     #[error("the search engine is not available: {0}")]
     Unavailable(String),
+    /// It failed at this call, which may be its own trouble or that of what it was given.
+    #[error("the search engine failed: {0}")]
+    Failed(String),
     /// It has no room to write: nothing was changed, and the same call succeeds once a person has made room.
     #[error("the search index has no room: {0}")]
     Full(String),
@@ -169,6 +173,9 @@ pub trait SearchEngine: Send + Sync + std::fmt::Debug {
     /// Name for logs, metrics and `/health`.
     fn name(&self) -> &'static str;
 
+    /// Whether several processes may write to it, which then have to take turns.
+    fn is_shared(&self) -> bool;
+
     /// Applies changes in order, all or none, and returns once they are durable and findable.
     async fn apply(&self, changes: Vec<Change>, position: Option<StreamPosition>) -> Result<Applied, EngineError>;
 
@@ -177,6 +184,9 @@ pub trait SearchEngine: Send + Sync + std::fmt::Debug {
 
     /// Whether it can be searched now; the text is a note for `/health`.
     async fn check(&self) -> Result<String, EngineError>;
+
+    /// Whether it would take a batch now, as far as can be told without one; the error says why not.
+    async fn writable(&self) -> Result<(), EngineError>;
 
     /// Number of findable messages.
     async fn documents(&self) -> Result<u64, EngineError>;

@@ -1,5 +1,7 @@
 //! Messages as they are now.
 
+use std::collections::HashSet;
+
 use fechatter_core::wire::{ChatRef, MessageView};
 use fechatter_core::{MessageId, UserId, WorkspaceId};
 use sqlx::{PgConnection, PgPool};
@@ -69,8 +71,8 @@ pub struct Chunk {
     pub last: MessageId,
 }
 
-/// The next messages by id as changes; nothing when there are no more. Deleted messages come as deletions, those of
-/// deleted chats do not come at all.
+/// The next messages by id as changes; nothing when there are no more. Deleted messages come as deletions, those of a
+/// deleted chat as its deletion.
 pub async fn changes_after(pool: &PgPool, after: MessageId, limit: i64) -> Result<Option<Chunk>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"SELECT m.id, m.workspace_id, m.chat_id, m.sender_id, m.content, m.version, m.created_at,
@@ -87,11 +89,14 @@ pub async fn changes_after(pool: &PgPool, after: MessageId, limit: i64) -> Resul
         return Ok(None);
     };
     let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+    let mut deleted_chats = HashSet::new();
     let changes = rows
         .into_iter()
-        .filter(|row| !row.chat_deleted)
-        .map(|row| match row.content {
-            Some(content) => Change::Upsert(MessageDocument {
+        .filter_map(|row| match row.content {
+            _ if row.chat_deleted => deleted_chats
+                .insert(row.chat_id)
+                .then(|| Change::DeleteChat(row.chat_id.into())),
+            Some(content) => Some(Change::Upsert(MessageDocument {
                 id: row.id.into(),
                 workspace_id: row.workspace_id.into(),
                 chat_id: row.chat_id.into(),
@@ -99,11 +104,11 @@ pub async fn changes_after(pool: &PgPool, after: MessageId, limit: i64) -> Resul
                 content,
                 created_at: row.created_at,
                 version: row.version,
-            }),
-            None => Change::Delete {
+            })),
+            None => Some(Change::Delete {
                 id: row.id.into(),
                 version: row.version,
-            },
+            }),
         })
         .collect();
     Ok(Some(Chunk {

@@ -19,8 +19,8 @@ use crate::repositories::messages;
 
 /// Deliveries after which an event is processed by itself, so that it harms no other any more.
 const ISOLATED_FROM: i64 = 3;
-/// Times an engine may be unavailable for a batch, although it says it is well, before the batch is suspected.
-const SUSPECT_AFTER: u32 = 5;
+/// Times an engine may fail at a batch, although it would take others, before the batch is suspected.
+pub const SUSPECT_AFTER: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest wait for the engine to take a replayed event.
@@ -165,10 +165,12 @@ impl Indexing {
                 }
                 Err(EngineError::Rejected(reason)) => break Err(reason),
                 // No batch is at fault, however long it takes.
-                Err(error @ EngineError::Full(_)) => self.wait(&error.to_string(), &mut pause).await?,
-                Err(EngineError::Unavailable(reason)) => {
+                Err(EngineError::Full(reason) | EngineError::Unavailable(reason)) => {
+                    self.wait(&format!("the search engine: {reason}"), &mut pause).await?;
+                }
+                Err(EngineError::Failed(reason)) => {
                     failures += 1;
-                    if failures >= SUSPECT_AFTER && self.engine.check().await.is_ok() {
+                    if failures >= SUSPECT_AFTER && self.engine.writable().await.is_ok() {
                         break Err(reason);
                     }
                     self.wait(&format!("the search engine: {reason}"), &mut pause).await?;

@@ -5,3 +5,4 @@ pub mod effects;
 pub mod indexing;
 pub mod reindex;
 pub mod search;
+pub mod turn;

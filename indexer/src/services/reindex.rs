@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::engine::{Change, EngineError, SearchEngine};
 use crate::repositories::messages;
+use crate::services::indexing::SUSPECT_AFTER;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -165,7 +166,7 @@ impl Reindex {
             .query(|| messages::changes_after(&self.pool, cursor, self.settings.chunk))
             .await?
         {
-            self.load(chunk.changes, chunk.last).await?;
+            self.load(chunk.changes, cursor, chunk.last).await?;
             cursor = chunk.last;
             self.note(|progress| progress.loaded += chunk.rows);
             self.pause(Duration::from_millis(self.settings.pause_ms)).await?;
@@ -173,10 +174,13 @@ impl Reindex {
         self.persist(|| self.engine.rebuild_finish()).await
     }
 
-    /// Loads a chunk; a refused one is halved until what is at fault is alone, and that is left out.
-    async fn load(&self, changes: Vec<Change>, cursor: MessageId) -> Result<(), Ended> {
+    /// Loads a chunk, which ends at `last`; a refused one is halved until what is at fault is alone, and that is left out.
+    ///
+    /// Only the end of a chunk moves the cursor: a rebuild that is interrupted before reads the whole chunk again.
+    async fn load(&self, changes: Vec<Change>, before: MessageId, last: MessageId) -> Result<(), Ended> {
         let mut parts = vec![changes];
         while let Some(part) = parts.pop() {
+            let cursor = if parts.is_empty() { last } else { before };
             match self.persist(|| self.engine.rebuild_load(part.clone(), cursor.0)).await {
                 Ok(()) => {}
                 Err(Ended::Engine(EngineError::Rejected(reason))) if part.len() <= 1 => {
@@ -194,15 +198,23 @@ impl Reindex {
         Ok(())
     }
 
-    /// Repeats an engine call while the engine is away.
+    /// Repeats an engine call while the engine is away; one it fails at again and again is refused.
     async fn persist<T, F>(&self, call: impl Fn() -> F) -> Result<T, Ended>
     where
         F: Future<Output = Result<T, EngineError>>,
     {
         let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
         loop {
             match call().await {
                 Err(EngineError::Unavailable(reason) | EngineError::Full(reason)) => {
+                    self.wait(reason, &mut pause).await?;
+                }
+                Err(EngineError::Failed(reason)) => {
+                    failures += 1;
+                    if failures >= SUSPECT_AFTER && self.engine.writable().await.is_ok() {
+                        return Err(EngineError::Rejected(reason).into());
+                    }
                     self.wait(reason, &mut pause).await?;
                 }
                 result => {

@@ -246,6 +246,83 @@ pub async fn a_deleted_chat_is_forgotten(engine: &dyn SearchEngine) {
     assert_eq!(engine.documents().await.expect("a count"), 1);
 }
 
+pub async fn a_deleted_chat_never_comes_back(engine: &dyn SearchEngine) {
+    let first = message(1, 1, 7, "old chat");
+    let written = vec![
+        Change::Upsert(first.clone()),
+        Change::Upsert(message(2, 2, 7, "other chat")),
+    ];
+    engine.apply(written, None).await.expect("applied");
+    engine
+        .apply(vec![Change::DeleteChat(1.into())], None)
+        .await
+        .expect("applied");
+    // Delivered again, delivered late, deleted again, and a word of another chat among them.
+    let late = vec![
+        Change::Upsert(first.clone()),
+        Change::Upsert(message(3, 1, 7, "late chat")),
+        Change::DeleteChat(1.into()),
+        Change::Upsert(message(4, 2, 7, "more chat")),
+    ];
+    engine.apply(late, None).await.expect("applied");
+    let applied = engine
+        .apply(upserts([message(5, 1, 7, "later chat")]), None)
+        .await
+        .expect("applied");
+    assert_eq!((applied.written, applied.stale), (0, 1));
+    assert_eq!(sorted(engine, "chat").await, [2, 4]);
+    assert_eq!(engine.documents().await.expect("a count"), 2);
+    let stored = engine.stored(0.into(), i64::MAX.into()).await.expect("documents");
+    let findable: Vec<i64> = stored
+        .iter()
+        .filter(|stored| stored.is_findable)
+        .map(|s| s.id.0)
+        .collect();
+    assert_eq!(findable, [2, 4]);
+    assert!(
+        stored.iter().all(|stored| stored.id.0 > 0),
+        "a mark is no message: {stored:?}"
+    );
+
+    // A rebuild has read the messages of a chat, the chat is deleted, and what was read is loaded after that.
+    engine.rebuild_begin().await.expect("begun");
+    engine
+        .apply(vec![Change::DeleteChat(2.into())], None)
+        .await
+        .expect("applied");
+    let read_before = [message(2, 2, 7, "other chat"), message(6, 3, 7, "third chat")];
+    engine.rebuild_load(upserts(read_before), 6).await.expect("loaded");
+    engine.rebuild_finish().await.expect("finished");
+    let everywhere = EngineQuery {
+        chats: chats([1, 2, 3]),
+        ..ask("chat")
+    };
+    assert_eq!(ids(engine, everywhere).await, [6]);
+    assert_eq!(engine.documents().await.expect("a count"), 1);
+}
+
+pub async fn counts_what_lies_beyond_the_last_page(engine: &dyn SearchEngine) {
+    const MESSAGES: i64 = 10_300;
+    for first in (1..MESSAGES).step_by(1_000) {
+        let last = (first + 999).min(MESSAGES);
+        let messages = (first..=last).map(|id| message(id, id % 2 + 1, 7, "standup"));
+        engine.apply(upserts(messages), None).await.expect("applied");
+    }
+    let last_page = EngineQuery {
+        sort: Sort::Newest,
+        offset: 10_000,
+        limit: 100,
+        ..ask("standup")
+    };
+    let found = engine.search(last_page).await.expect("an answer");
+    let hits: Vec<i64> = found.hits.iter().map(|hit| hit.id.0).collect();
+    assert_eq!(hits, (10_001..=10_100).collect::<Vec<_>>());
+    assert_eq!(found.total, MESSAGES.unsigned_abs());
+    let half = MESSAGES.unsigned_abs() / 2;
+    assert_eq!(found.facets.chats, [(1.into(), half), (2.into(), half)].into());
+    assert_eq!(engine.documents().await.expect("a count"), MESSAGES.unsigned_abs());
+}
+
 pub async fn hostile_text_is_only_text(engine: &dyn SearchEngine) {
     let mut stranger = message(1, 1, 7, "chat_id workspace_id OR id IN secret");
     stranger.workspace_id = 2.into();

@@ -7,6 +7,7 @@ mod durability;
 mod hostile;
 mod privacy;
 mod random;
+mod refusals;
 mod relevance;
 mod world;
 
@@ -174,6 +175,8 @@ contract!(
     an_older_version_never_overwrites,
     a_deleted_message_stays_deleted,
     a_deleted_chat_is_forgotten,
+    a_deleted_chat_never_comes_back,
+    counts_what_lies_beyond_the_last_page,
     hostile_text_is_only_text,
     many_chats_are_no_burden,
     a_rebuild_serves_the_old_and_swaps,

@@ -436,3 +436,53 @@ async fn the_consistency_report_names_what_differs() {
     let (succeeded, output) = world.try_command(&["consistency"]).await;
     assert!(succeeded && output.contains("comparing here"), "{output}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_engine_is_away_search_says_so_and_what_was_sent_is_indexed_later() {
+    let mut world = World::without_indexer().await;
+    let owner = world.workspace("acme").await;
+    let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
+    // A Meilisearch that nobody started.
+    world.set("ENGINE__KIND", "meilisearch");
+    let nowhere = format!("http://127.0.0.1:{}", dev::ports::free().unwrap());
+    world.set("ENGINE__MEILI_URL", &nowhere);
+    world.start().await;
+    let sent = world.send(chat, owner, "patient words").await;
+    let answer = world
+        .http
+        .get(world.url("/api/search/messages?q=patient"))
+        .bearer_auth(world.token(owner))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 503);
+    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(seconds > 0);
+    let (status, body) = world.ask(owner, &[("q", "patient")]).await;
+    assert_eq!(
+        (status, &body["code"]),
+        (503, &serde_json::json!("unavailable")),
+        "{body}"
+    );
+    assert!(
+        !body.to_string().contains("127.0.0.1"),
+        "the address is ours alone: {body}"
+    );
+    world
+        .eventually("health to name what is away", async || {
+            let answer = world.http.get(world.url("/health")).send().await.expect("an answer");
+            let health: serde_json::Value = answer.json().await.expect("JSON");
+            health["checks"]["search"]["status"] == "down" && health["checks"]["indexing"]["status"] == "degraded"
+        })
+        .await;
+    world.kill();
+    world.set("ENGINE__KIND", "embedded");
+    world.start().await;
+    world.finds(owner, "patient", &[sent]).await;
+    world.settled().await;
+    let letters: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters")
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+    assert_eq!(letters, 0);
+}

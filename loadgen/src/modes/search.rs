@@ -1,5 +1,6 @@
 //! `search`: somebody who is in thousands of chats searches many messages.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -48,6 +49,9 @@ const QUERIES: [&str; 6] = [
     "word123",
 ];
 
+/// How often a line says how far indexing is.
+const PROGRESS: Duration = Duration::from_secs(5);
+
 struct Searches {
     token: Arc<str>,
     /// Chats that the searcher is in.
@@ -70,13 +74,17 @@ impl Job for Searches {
     fn succeeded(&self, _: Arrival, answer: &Answer) {
         use std::sync::atomic::Ordering::Relaxed;
         let found: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        for hit in found["hits"].as_array().into_iter().flatten() {
-            self.hits.fetch_add(1, Relaxed);
-            let chat = hit["message"]["chat_id"].as_i64().unwrap_or_default();
-            if !self.own.contains(&chat) {
-                self.leaks.fetch_add(1, Relaxed);
-            }
-        }
+        let is_foreign = |chat: Option<i64>| chat.is_none_or(|chat| !self.own.contains(&chat));
+        let hits = found["hits"].as_array().map_or(&[][..], Vec::as_slice);
+        let counted = found["facets"]["chat_id"].as_object();
+        let leaked_hits = hits.iter().filter(|hit| is_foreign(hit["message"]["chat_id"].as_i64()));
+        let leaked_counts = counted
+            .into_iter()
+            .flatten()
+            .filter(|(chat, _)| is_foreign(chat.parse().ok()));
+        self.hits.fetch_add(hits.len() as u64, Relaxed);
+        self.leaks
+            .fetch_add((leaked_hits.count() + leaked_counts.count()) as u64, Relaxed);
     }
 }
 
@@ -97,31 +105,13 @@ pub async fn search(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     report.durability = machine::durability(&mut target.platform, &target.data);
     report.set("messages", args.messages);
     report.set("chats_of_the_searcher", count);
-    say("indexing them");
-    let began = Instant::now();
-    target.platform.start_service(Service::Indexer)?;
-    target.platform.wait_until_ready(Service::Indexer)?;
-    let admin = target.platform.ports().indexer_admin;
-    let bound = Duration::from_secs(60 + args.messages / 500);
-    let mut progress = Value::Null;
-    let mut said = Instant::now();
-    let done = until(bound, || {
-        if said.elapsed() >= Duration::from_secs(5) {
-            said = Instant::now();
-            say(&format!("indexing: {progress}"));
-        }
-        progress = dev::http::request(admin, "GET", "/reindex", None, None)
-            .map(|answer| answer.json())
-            .unwrap_or_default();
-        progress["state"] == "done"
-    })
-    .await;
-    if !done {
-        bail!("the index was not built within {} s: {progress}", bound.as_secs());
-    }
+    let rate = index(&mut target, args.messages).await?;
+    report.figure("indexed_messages_per_second", rate);
+    let bytes = size_of(&target.platform.index_folder())?;
+    report.figure("index_megabytes", to_float(bytes) / 1e6);
     report.figure(
-        "indexed_messages_per_second",
-        to_float(args.messages) / began.elapsed().as_secs_f64(),
+        "index_bytes_per_message",
+        to_float(bytes) / to_float(args.messages.max(1)),
     );
 
     let address = target.gateway()?;
@@ -189,6 +179,52 @@ fn fill(population: &Population, chats: &[i64], messages: u64) -> anyhow::Result
             last = messages.saturating_sub(1)
         ))
         .map(|_| ())
+}
+
+/// Starts the indexer on what is in the database and waits until everything is in the index; messages per second.
+async fn index(target: &mut Target, messages: u64) -> anyhow::Result<f64> {
+    say("indexing them");
+    let began = Instant::now();
+    target.platform.start_service(Service::Indexer)?;
+    target.platform.wait_until_ready(Service::Indexer)?;
+    let admin = target.platform.ports().indexer_admin;
+    let bound = Duration::from_secs(60 + messages / 500);
+    let mut progress = Value::Null;
+    let mut shown = Instant::now();
+    let done = until(bound, || {
+        progress = dev::http::request(admin, "GET", "/reindex", None, None)
+            .map(|answer| answer.json())
+            .unwrap_or_default();
+        if shown.elapsed() >= PROGRESS {
+            shown = Instant::now();
+            say(&format!(
+                "{} of {messages} messages are in the index",
+                progress["loaded"]
+            ));
+        }
+        progress["state"] == "done"
+    })
+    .await;
+    if !done {
+        bail!("the index was not built within {} s: {progress}", bound.as_secs());
+    }
+    Ok(to_float(messages) / began.elapsed().as_secs_f64())
+}
+
+/// Bytes of the files in a folder and those below it.
+fn size_of(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let entry = entry?;
+        // A merge may remove a file between the list of names and the look at one.
+        let Ok(metadata) = entry.metadata() else { continue };
+        bytes += if metadata.is_dir() {
+            size_of(&entry.path())?
+        } else {
+            metadata.len()
+        };
+    }
+    Ok(bytes)
 }
 
 /// Sends messages one at a time and searches each until it is found.

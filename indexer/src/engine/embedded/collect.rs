@@ -1,16 +1,17 @@
 //! One pass over the matches: the filters that posting lists do not answer, the facets, the total and the best hits.
 
-use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use fechatter_core::ChatId;
 use tantivy::collector::{Collector, SegmentCollector};
-use tantivy::columnar::Column;
-use tantivy::{DocId, Score, SegmentOrdinal, SegmentReader};
+use tantivy::{DocId, Score, SegmentOrdinal, SegmentReader, TantivyError};
 use time::{Date, OffsetDateTime};
 
-use super::schema::{column, micros};
+use super::columns::Columns;
+use super::counts::{Allowed, Chats, Counts, IdHasher, IdMap};
+use super::schema::micros;
 use crate::engine::{EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, Sort, most_frequent};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -21,66 +22,52 @@ const RECENCY_HALF_DAYS: f32 = 30.0;
 /// How much a hit in a preferred chat gains.
 const PREFERRED_GAIN: f32 = 0.05;
 
-/// Hashes ids by one multiplication; they are ours, nobody can choose them to collide.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
-    }
-
-    fn write_i64(&mut self, id: i64) {
-        self.write_u64(id.cast_unsigned());
-    }
-}
-
-type IdMap<V> = HashMap<i64, V, BuildHasherDefault<IdHasher>>;
 type IdSet = HashSet<i64, BuildHasherDefault<IdHasher>>;
 
-/// Collects a query's matches.
+/// What a query wants of its matches.
 #[derive(Debug)]
-pub struct Matches {
-    /// Allowed chats; the value says whether the chat is preferred.
-    chats: Arc<IdMap<bool>>,
-    senders: Option<Arc<IdSet>>,
+struct Wanted {
+    workspace: i64,
+    senders: Option<IdSet>,
     from: i64,
     until: i64,
     has_link: bool,
     by_relevance: bool,
     keep: usize,
-    skip: usize,
     now: i64,
 }
 
+/// Collects a query's matches.
+#[derive(Debug)]
+pub struct Matches {
+    columns: Arc<[Arc<Columns>]>,
+    chats: Arc<Chats>,
+    wanted: Arc<Wanted>,
+    skip: usize,
+}
+
 impl Matches {
-    /// What this query wants of its matches.
-    pub fn new(query: &EngineQuery) -> Self {
-        let preferred = |chat: &ChatId| query.preferred_chats.binary_search(chat).is_ok();
-        Self {
-            chats: Arc::new(query.chats.iter().map(|chat| (chat.0, preferred(chat))).collect()),
+    /// What this query wants of its matches in segments with these columns.
+    pub fn new(query: &EngineQuery, columns: Arc<[Arc<Columns>]>) -> Self {
+        let wanted = Wanted {
+            workspace: query.workspace_id.0,
             senders: query
                 .senders
                 .as_ref()
-                .map(|senders| Arc::new(senders.iter().map(|sender| sender.0).collect())),
+                .map(|senders| senders.iter().map(|sender| sender.0).collect()),
             from: query.created.from.map_or(i64::MIN, micros),
             until: query.created.until.map_or(i64::MAX, micros),
             has_link: query.has_link,
             // Without text every match is as good as another.
             by_relevance: query.sort == Sort::Relevance && !query.text.is_empty(),
             keep: query.offset.saturating_add(query.limit),
-            skip: query.offset,
             now: micros(query.now),
+        };
+        Self {
+            columns,
+            chats: Arc::new(Chats::new(Arc::clone(&query.chats), Arc::clone(&query.preferred_chats))),
+            wanted: Arc::new(wanted),
+            skip: query.offset,
         }
     }
 }
@@ -119,54 +106,59 @@ impl Eq for Ranked {}
 /// What one segment gives.
 #[derive(Debug, Default)]
 pub struct Collected {
-    best: BinaryHeap<std::cmp::Reverse<Ranked>>,
+    best: BinaryHeap<Reverse<Ranked>>,
     total: u64,
-    senders: IdMap<u64>,
-    chats: IdMap<u64>,
-    days: IdMap<u64>,
+    senders: Counts,
+    chats: Counts,
+    days: Counts,
 }
 
-impl Collected {
-    fn offer(&mut self, ranked: Ranked, keep: usize) {
-        if keep == 0 {
-            return;
-        }
-        if self.best.len() < keep {
-            self.best.push(std::cmp::Reverse(ranked));
-        } else if let Some(mut worst) = self.best.peek_mut()
-            && ranked > worst.0
-        {
-            worst.0 = ranked;
-        }
+/// Keeps the best `keep`; asks for the id only of what may be among them.
+fn offer(best: &mut BinaryHeap<Reverse<Ranked>>, keep: usize, score: f32, created: i64, id: impl FnOnce() -> i64) {
+    if best.len() < keep {
+        best.push(Reverse(Ranked {
+            score,
+            created,
+            id: id(),
+        }));
+        return;
+    }
+    let Some(worst) = best.peek() else { return };
+    if score
+        .total_cmp(&worst.0.score)
+        .then(created.cmp(&worst.0.created))
+        .is_lt()
+    {
+        return;
+    }
+    let ranked = Ranked {
+        score,
+        created,
+        id: id(),
+    };
+    if let Some(mut worst) = best.peek_mut()
+        && ranked > worst.0
+    {
+        worst.0 = ranked;
     }
 }
 
 /// Collects the matches of one segment.
 #[derive(Debug)]
 pub struct SegmentMatches {
-    id: Column<i64>,
-    chat: Column<i64>,
-    sender: Column<i64>,
-    created: Column<i64>,
-    link: Column<bool>,
-    chats: Arc<IdMap<bool>>,
-    senders: Option<Arc<IdSet>>,
-    from: i64,
-    until: i64,
-    has_link: bool,
-    by_relevance: bool,
-    keep: usize,
-    now: i64,
+    columns: Arc<Columns>,
+    allowed: Allowed,
+    wanted: Arc<Wanted>,
     collected: Collected,
 }
 
 impl SegmentMatches {
     #[expect(clippy::cast_precision_loss, reason = "an age in days needs no more")]
     fn score(&self, matched: Score, created: i64, preferred: bool) -> f32 {
-        if !self.by_relevance {
+        if !self.wanted.by_relevance {
             return 0.0;
         }
-        let age_days = (self.now.saturating_sub(created).max(0) / 60_000_000) as f32 / 1_440.0;
+        let age_days = (self.wanted.now.saturating_sub(created).max(0) / 60_000_000) as f32 / 1_440.0;
         let recency = RECENCY_GAIN / (1.0 + age_days / RECENCY_HALF_DAYS);
         let preference = if preferred { PREFERRED_GAIN } else { 0.0 };
         matched * (1.0 + recency + preference)
@@ -177,33 +169,36 @@ impl SegmentCollector for SegmentMatches {
     type Fruit = Collected;
 
     fn collect(&mut self, doc: DocId, score: Score) {
-        let (Some(chat), Some(created)) = (self.chat.first(doc), self.created.first(doc)) else {
+        let (columns, wanted) = (&self.columns, &self.wanted);
+        let Some(chat) = columns.chat.first(doc) else { return };
+        let Some(preferred) = self.allowed.get(chat) else {
             return;
         };
-        let Some(&preferred) = self.chats.get(&chat) else {
+        // A chat belongs to one workspace; should an id ever say otherwise, it opens nothing.
+        if columns.workspace.first(doc) != Some(wanted.workspace) {
+            return;
+        }
+        let (Some(created), Some(sender)) = (columns.created.first(doc), columns.sender.first(doc)) else {
             return;
         };
-        if created < self.from || created >= self.until {
+        if created < wanted.from
+            || created >= wanted.until
+            || wanted
+                .senders
+                .as_ref()
+                .is_some_and(|senders| !senders.contains(&sender))
+            || (wanted.has_link && columns.link.first(doc) != Some(true))
+        {
             return;
         }
-        let Some(sender) = self.sender.first(doc) else { return };
-        if self.senders.as_ref().is_some_and(|senders| !senders.contains(&sender)) {
-            return;
-        }
-        if self.has_link && self.link.first(doc) != Some(true) {
-            return;
-        }
-        let Some(id) = self.id.first(doc) else { return };
         let score = self.score(score, created, preferred);
-        self.collected.total += 1;
-        *self.collected.senders.entry(sender).or_default() += 1;
-        *self.collected.chats.entry(chat).or_default() += 1;
-        *self
-            .collected
-            .days
-            .entry(created.div_euclid(MICROS_PER_DAY))
-            .or_default() += 1;
-        self.collected.offer(Ranked { score, created, id }, self.keep);
+        let collected = &mut self.collected;
+        collected.total += 1;
+        collected.senders.add(sender);
+        collected.chats.add(chat);
+        collected.days.add(created.div_euclid(MICROS_PER_DAY));
+        let id = || columns.id.first(doc).unwrap_or_default();
+        offer(&mut collected.best, wanted.keep, score, created, id);
     }
 
     fn harvest(self) -> Collected {
@@ -215,65 +210,60 @@ impl Collector for Matches {
     type Fruit = Found;
     type Child = SegmentMatches;
 
-    fn for_segment(&self, _segment: SegmentOrdinal, reader: &SegmentReader) -> tantivy::Result<SegmentMatches> {
-        let columns = reader.fast_fields();
+    fn for_segment(&self, segment: SegmentOrdinal, reader: &SegmentReader) -> tantivy::Result<SegmentMatches> {
+        let columns = self.columns.get(segment as usize).ok_or_else(|| {
+            TantivyError::InternalError("the columns are those of another state of the index".to_owned())
+        })?;
+        let documents = reader.max_doc();
+        let day = |created: i64| created.div_euclid(MICROS_PER_DAY);
+        let (first, last) = (columns.created.min_value(), columns.created.max_value());
+        let (low, high) = (columns.chat.min_value(), columns.chat.max_value());
         Ok(SegmentMatches {
-            id: columns.i64(column::ID)?,
-            chat: columns.i64(column::CHAT)?,
-            sender: columns.i64(column::SENDER)?,
-            created: columns.i64(column::CREATED)?,
-            link: columns.bool(column::HAS_LINK)?,
-            chats: Arc::clone(&self.chats),
-            senders: self.senders.clone(),
-            from: self.from,
-            until: self.until,
-            has_link: self.has_link,
-            by_relevance: self.by_relevance,
-            keep: self.keep,
-            now: self.now,
-            collected: Collected::default(),
+            allowed: Allowed::between(&self.chats, low, high, documents),
+            wanted: Arc::clone(&self.wanted),
+            collected: Collected {
+                senders: Counts::of(&columns.sender, documents),
+                chats: Counts::of(&columns.chat, documents),
+                days: Counts::between(day(first), day(last), documents),
+                ..Collected::default()
+            },
+            columns: Arc::clone(columns),
         })
     }
 
     fn requires_scoring(&self) -> bool {
-        self.by_relevance
+        self.wanted.by_relevance
     }
 
     fn merge_fruits(&self, segments: Vec<Collected>) -> tantivy::Result<Found> {
-        let mut all = Collected::default();
+        let (mut best, mut total) = (BinaryHeap::new(), 0);
+        let (mut senders, mut chats, mut days) = (IdMap::default(), IdMap::default(), IdMap::default());
         for segment in segments {
-            all.total += segment.total;
-            for (into, from) in [
-                (&mut all.senders, segment.senders),
-                (&mut all.chats, segment.chats),
-                (&mut all.days, segment.days),
-            ] {
-                for (value, count) in from {
-                    *into.entry(value).or_default() += count;
-                }
-            }
-            for std::cmp::Reverse(ranked) in segment.best {
-                all.offer(ranked, self.keep);
+            total += segment.total;
+            segment.senders.add_to(&mut senders);
+            segment.chats.add_to(&mut chats);
+            segment.days.add_to(&mut days);
+            for Reverse(Ranked { score, created, id }) in segment.best {
+                offer(&mut best, self.wanted.keep, score, created, || id);
             }
         }
-        let hits = all
-            .best
+        let hits = best
             .into_sorted_vec()
             .into_iter()
             .skip(self.skip)
-            .map(|std::cmp::Reverse(ranked)| Hit { id: ranked.id.into() })
+            .map(|Reverse(ranked)| Hit { id: ranked.id.into() })
             .collect();
         Ok(Found {
             hits,
             facets: Facets {
-                senders: most_frequent(all.senders.into_iter().map(|(id, n)| (id.into(), n)), FACET_VALUES_MAX),
-                chats: all.chats.into_iter().map(|(id, n)| (id.into(), n)).collect(),
+                senders: most_frequent(senders.into_iter().map(|(id, n)| (id.into(), n)), FACET_VALUES_MAX),
+                chats: chats.into_iter().map(|(id, n)| (id.into(), n)).collect(),
                 days: most_frequent(
-                    all.days.into_iter().filter_map(|(day, n)| Some((date(day)?, n))),
+                    days.into_iter().filter_map(|(day, n)| Some((date(day)?, n))),
                     FACET_VALUES_MAX,
                 ),
             },
-            total: all.total,
+            total,
         })
     }
 }

@@ -1,12 +1,12 @@
 //! Turns a query into tantivy's query tree. Scores are tiers, as in Meilisearch's ranking rules: an exact word counts
 //! more than a prefix, a prefix more than one typo, that more than two; words that stand together count extra.
 
-use tantivy::Term;
 use tantivy::query::{
     BooleanQuery, ConstScoreQuery, DisjunctionMaxQuery, EmptyQuery, FuzzyTermQuery, Occur, PhraseQuery, Query,
     TermQuery,
 };
 use tantivy::schema::IndexRecordOption;
+use tantivy::{Searcher, Term};
 
 use super::schema::Fields;
 use crate::engine::EngineQuery;
@@ -28,6 +28,11 @@ const NEAR_SLOP: u32 = 3;
 /// Up to so many chats or senders their own posting lists narrow the search; above, each match is looked up.
 pub const TERM_FILTER_MAX: usize = 64;
 
+/// A workspace with a smaller part of the index than one in so many narrows the search by its posting list.
+const WORKSPACE_SHARE: u64 = 8;
+/// So many words of a query tolerate typos, each of which takes a walk through the vocabulary; more must be right.
+pub const TOLERANT_WORDS_MAX: usize = 16;
+
 /// Typos that a word tolerates; digits must be right, and a wrong ideograph is another word.
 pub fn typos_allowed(token: &Token) -> u8 {
     if token.kind != Kind::Word || token.text.chars().any(|c| c.is_ascii_digit()) {
@@ -42,10 +47,14 @@ pub fn typos_allowed(token: &Token) -> u8 {
 
 type BoxedQuery = Box<dyn Query>;
 
-/// The query tree: workspace, text, and the filters that posting lists answer well. The collector does the rest.
-pub fn compile(fields: &Fields, query: &EngineQuery) -> BoxedQuery {
-    let mut clauses: Vec<(Occur, BoxedQuery)> =
-        vec![(Occur::Must, filter(any_of(fields.workspace_id, [query.workspace_id.0])))];
+/// The query tree: text, and the filters that posting lists answer well. The collector does the rest, and looks at each
+/// match's workspace and chat whatever is here.
+pub fn compile(searcher: &Searcher, fields: &Fields, query: &EngineQuery) -> tantivy::Result<BoxedQuery> {
+    let mut clauses: Vec<(Occur, BoxedQuery)> = Vec::new();
+    let workspace = Term::from_field_i64(fields.workspace_id, query.workspace_id.0);
+    if query.text.is_empty() || searcher.doc_freq(&workspace)? < searcher.num_docs() / WORKSPACE_SHARE {
+        clauses.push((Occur::Must, filter(any_of(fields.workspace_id, [query.workspace_id.0]))));
+    }
     if query.chats.len() <= TERM_FILTER_MAX {
         let ids = query.chats.iter().map(|chat| chat.0);
         clauses.push((Occur::Must, filter(any_of(fields.chat_id, ids))));
@@ -58,12 +67,15 @@ pub fn compile(fields: &Fields, query: &EngineQuery) -> BoxedQuery {
         let ids = senders.iter().map(|sender| sender.0);
         clauses.push((Occur::Must, filter(any_of(fields.sender_id, ids))));
     }
-    let compiler = TextCompiler { fields };
+    let mut compiler = TextCompiler {
+        fields,
+        tolerant: TOLERANT_WORDS_MAX,
+    };
     for clause in &query.text {
         compiler.add(clause, &mut clauses);
     }
     compiler.add_proximity(&query.text, &mut clauses);
-    Box::new(BooleanQuery::new(clauses))
+    Ok(Box::new(BooleanQuery::new(clauses)))
 }
 
 fn filter(query: BoxedQuery) -> BoxedQuery {
@@ -89,6 +101,8 @@ fn any_of(field: tantivy::schema::Field, ids: impl IntoIterator<Item = i64>) -> 
 
 struct TextCompiler<'a> {
     fields: &'a Fields,
+    /// How many more words may have typos.
+    tolerant: usize,
 }
 
 impl TextCompiler<'_> {
@@ -114,7 +128,7 @@ impl TextCompiler<'_> {
     }
 
     /// Adds what a clause demands. A clause without a single letter or digit cannot be found in any message.
-    fn add(&self, clause: &TextClause, clauses: &mut Vec<(Occur, BoxedQuery)>) {
+    fn add(&mut self, clause: &TextClause, clauses: &mut Vec<(Occur, BoxedQuery)>) {
         let tokens = text::tokens(clause.text(), Purpose::Query);
         match clause {
             TextClause::Phrase(_) => clauses.push((Occur::Must, self.phrase(&tokens))),
@@ -132,7 +146,7 @@ impl TextCompiler<'_> {
         }
     }
 
-    fn unit(&self, unit: &[Token], prefix: bool) -> BoxedQuery {
+    fn unit(&mut self, unit: &[Token], prefix: bool) -> BoxedQuery {
         match unit {
             [] => Box::new(EmptyQuery),
             [token] if token.kind == Kind::Word => self.word(token, prefix),
@@ -140,13 +154,14 @@ impl TextCompiler<'_> {
         }
     }
 
-    fn word(&self, token: &Token, prefix: bool) -> BoxedQuery {
+    fn word(&mut self, token: &Token, prefix: bool) -> BoxedQuery {
         let mut tiers: Vec<BoxedQuery> = vec![Box::new(ConstScoreQuery::new(self.exact(token), EXACT))];
         if prefix {
             tiers.push(Box::new(ConstScoreQuery::new(self.starting_with(token), PREFIX)));
         }
-        let typos = typos_allowed(token);
+        let typos = if self.tolerant > 0 { typos_allowed(token) } else { 0 };
         if typos >= 1 {
+            self.tolerant -= 1;
             tiers.push(Box::new(ConstScoreQuery::new(self.fuzzy(token, 1, prefix), ONE_TYPO)));
         }
         if typos >= 2 {
@@ -232,5 +247,29 @@ mod tests {
             (0, 1, 1, 2)
         );
         assert_eq!((allowed("release2026"), allowed("日本")), (0, 0));
+    }
+
+    #[test]
+    fn only_so_many_words_tolerate_typos() {
+        let (schema, fields) = super::super::schema::build();
+        let index = tantivy::Index::create_in_ram(schema);
+        let searcher = index.reader().unwrap().searcher();
+        // One piece of text, without a space, of a hundred words.
+        let query = EngineQuery {
+            workspace_id: 1.into(),
+            text: vec![TextClause::Word(vec!["abcdefghi"; 100].join("-"))],
+            chats: [].into(),
+            preferred_chats: [].into(),
+            senders: None,
+            created: crate::query::TimeRange::default(),
+            has_link: false,
+            sort: crate::engine::Sort::Relevance,
+            offset: 0,
+            limit: 1,
+            now: time::OffsetDateTime::UNIX_EPOCH,
+        };
+        let tree = format!("{:?}", compile(&searcher, &fields, &query).unwrap());
+        assert_eq!(tree.matches("FuzzyTermQuery").count(), 2 * TOLERANT_WORDS_MAX);
+        assert!(tree.matches("TermQuery").count() >= 100);
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use fechatter_core::MessageId;
+use fechatter_core::{ChatId, MessageId};
 use serde::{Deserialize, Serialize};
 use tantivy::collector::{Count, DocSetCollector};
 use tantivy::query::{RangeQuery, TermQuery};
 use tantivy::schema::IndexRecordOption;
-use tantivy::{DocSet, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TERMINATED, TantivyError, Term};
+use tantivy::{DocSet, Index, IndexReader, IndexWriter, ReloadPolicy, TERMINATED, TantivyError, Term};
 
-use super::schema::{self, Fields, TOKENIZER, column};
+use super::columns::Snapshot;
+use super::schema::{self, Fields, TOKENIZER, chat_mark};
 use super::tokenizer::ChatTokenizer;
 use crate::engine::{Applied, Change, EngineError, Stored, StreamPosition};
 
@@ -59,6 +60,8 @@ pub struct Generation {
     folder: PathBuf,
     index: Index,
     reader: IndexReader,
+    /// The committed state as of the last reload.
+    snapshot: RwLock<Snapshot>,
     fields: Fields,
     writer: Mutex<Writer>,
     options: WriterOptions,
@@ -120,10 +123,12 @@ impl Generation {
             other => unreadable(other),
         })?;
         let (_, fields) = schema::build();
+        let snapshot = Snapshot::of(reader.searcher(), None).map_err(unreadable)?;
         Ok(Self {
             folder,
             index,
             reader,
+            snapshot: RwLock::new(snapshot),
             fields,
             writer: Mutex::new(Writer {
                 writer: Some(writer),
@@ -144,8 +149,16 @@ impl Generation {
     }
 
     /// The committed state.
-    pub fn searcher(&self) -> Searcher {
-        self.reader.searcher()
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes what was committed visible.
+    fn reload(&self) -> tantivy::Result<()> {
+        self.reader.reload()?;
+        let next = Snapshot::of(self.reader.searcher(), Some(&self.snapshot()))?;
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
     }
 
     /// The marks of the last commit.
@@ -187,9 +200,10 @@ impl Generation {
         let Some(writer) = state.writer.as_mut() else {
             return Err(TantivyError::SystemError("the index has no writer".to_owned()));
         };
-        let searcher = self.reader.searcher();
-        // Versions written by this very batch; the searcher does not see them yet.
+        let snapshot = self.snapshot();
+        // What this very batch did; the snapshot does not show it yet.
         let mut written: HashMap<i64, i64> = HashMap::new();
+        let mut forgotten: HashMap<ChatId, bool> = HashMap::new();
         let mut applied = Applied::default();
         for change in changes {
             let (id, version) = match change {
@@ -197,13 +211,28 @@ impl Generation {
                 Change::Delete { id, version } => (id.0, *version),
                 Change::DeleteChat(chat) => {
                     writer.delete_term(Term::from_field_i64(self.fields.chat_id, chat.0));
+                    writer.delete_term(self.fields.id_term(chat_mark(*chat)));
+                    writer.add_document(self.fields.tombstone(chat_mark(*chat), i64::MAX))?;
+                    forgotten.insert(*chat, true);
                     applied.deleted += 1;
                     continue;
                 }
             };
+            if let Change::Upsert(message) = change {
+                let chat = message.chat_id;
+                let is_forgotten = match forgotten.get(&chat) {
+                    Some(&known) => known,
+                    None => self.indexed_version(&snapshot, chat_mark(chat))?.is_some(),
+                };
+                forgotten.insert(chat, is_forgotten);
+                if is_forgotten {
+                    applied.stale += 1;
+                    continue;
+                }
+            }
             let known = match written.get(&id) {
                 Some(&version) => Some(version),
-                None => self.indexed_version(&searcher, id)?,
+                None => self.indexed_version(&snapshot, id)?,
             };
             if known.is_some_and(|known| known >= version) {
                 applied.stale += 1;
@@ -233,22 +262,25 @@ impl Generation {
         let mut commit = writer.prepare_commit()?;
         commit.set_payload(&marks);
         commit.commit()?;
-        self.reader.reload()
+        self.reload()
     }
 
-    /// The version of a message, or of the mark of its deletion.
-    fn indexed_version(&self, searcher: &Searcher, id: i64) -> tantivy::Result<Option<i64>> {
+    /// The version of a message, or of the mark of a deletion.
+    fn indexed_version(&self, snapshot: &Snapshot, id: i64) -> tantivy::Result<Option<i64>> {
         let term = self.fields.id_term(id);
-        for segment in searcher.segment_readers() {
+        for (segment, columns) in snapshot.searcher.segment_readers().iter().zip(snapshot.columns.iter()) {
+            // Most messages are new, and newer than all of a segment.
+            if !(columns.id.min_value()..=columns.id.max_value()).contains(&id) {
+                continue;
+            }
             let inverted = segment.inverted_index(self.fields.id)?;
             let Some(mut postings) = inverted.read_postings(&term, IndexRecordOption::Basic)? else {
                 continue;
             };
-            let versions = segment.fast_fields().i64(column::VERSION)?;
             let mut doc = postings.doc();
             while doc != TERMINATED {
                 if !segment.is_deleted(doc) {
-                    return Ok(versions.first(doc));
+                    return Ok(columns.version.first(doc));
                 }
                 doc = postings.advance();
             }
@@ -258,31 +290,34 @@ impl Generation {
 
     /// What it has of the messages after `after` up to `until`, by id.
     pub fn stored(&self, after: MessageId, until: MessageId) -> tantivy::Result<Vec<Stored>> {
-        let searcher = self.searcher();
+        let snapshot = self.snapshot();
         let range = RangeQuery::new(
             Bound::Excluded(self.fields.id_term(after.0)),
             Bound::Included(self.fields.id_term(until.0)),
         );
         let mut stored = Vec::new();
-        for address in searcher.search(&range, &DocSetCollector)? {
-            let columns = searcher.segment_reader(address.segment_ord).fast_fields();
-            let (id, version) = (columns.i64(column::ID)?, columns.i64(column::VERSION)?);
-            let (Some(id), Some(version)) = (id.first(address.doc_id), version.first(address.doc_id)) else {
+        for address in snapshot.searcher.search(&range, &DocSetCollector)? {
+            let columns = &snapshot.columns[address.segment_ord as usize];
+            let (Some(id), Some(version)) = (columns.id.first(address.doc_id), columns.version.first(address.doc_id))
+            else {
                 continue;
             };
             stored.push(Stored {
                 id: id.into(),
                 version,
-                is_findable: columns.i64(column::SENDER)?.first(address.doc_id).is_some(),
+                is_findable: columns
+                    .workspace
+                    .first(address.doc_id)
+                    .is_some_and(|workspace| workspace != 0),
             });
         }
         stored.sort_unstable_by_key(|stored| stored.id);
         Ok(stored)
     }
 
-    /// Findable messages: all documents less the marks of deleted ones.
+    /// Findable messages: all documents less the marks of what was deleted.
     pub fn documents(&self) -> tantivy::Result<u64> {
-        let searcher = self.searcher();
+        let searcher = self.snapshot().searcher;
         let term = Term::from_field_i64(self.fields.tombstone, 1);
         let tombstones = searcher.search(&TermQuery::new(term, IndexRecordOption::Basic), &Count)?;
         Ok(searcher.num_docs().saturating_sub(tombstones as u64))

@@ -6,7 +6,9 @@
 //! the disk gets full nothing is written any more; searching goes on.
 
 mod collect;
+mod columns;
 mod compile;
+mod counts;
 mod generation;
 mod room;
 pub mod schema;
@@ -17,6 +19,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tantivy::TantivyError;
 use tokio::sync::Semaphore;
 
 pub use compile::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS, typos_allowed};
@@ -116,13 +119,19 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, EngineError> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| Err(EngineError::Unavailable(format!("index task: {error}"))))
+        .unwrap_or_else(|error| Err(EngineError::Failed(format!("index task: {error}"))))
 }
 
-fn engine_error(error: &tantivy::TantivyError) -> EngineError {
+fn engine_error(error: &TantivyError) -> EngineError {
+    let text = error.to_string();
     match error {
-        tantivy::TantivyError::IoError(error) if room::is_full(error) => EngineError::Full(error.to_string()),
-        _ => EngineError::Unavailable(error.to_string()),
+        TantivyError::IoError(error) if room::is_full(error) => EngineError::Full(text),
+        TantivyError::IoError(_)
+        | TantivyError::OpenDirectoryError(_)
+        | TantivyError::OpenReadError(_)
+        | TantivyError::OpenWriteError(_)
+        | TantivyError::LockFailure(..) => EngineError::Unavailable(text),
+        _ => EngineError::Failed(text),
     }
 }
 
@@ -139,6 +148,10 @@ fn io_error(error: &std::io::Error) -> EngineError {
 impl SearchEngine for EmbeddedEngine {
     fn name(&self) -> &'static str {
         "embedded"
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     async fn apply(&self, changes: Vec<Change>, position: Option<StreamPosition>) -> Result<Applied, EngineError> {
@@ -164,10 +177,12 @@ impl SearchEngine for EmbeddedEngine {
         let generation = self.serving();
         blocking(move || {
             let _turn = turn;
-            let compiled = compile::compile(generation.fields(), &query);
-            generation
-                .searcher()
-                .search(&compiled, &collect::Matches::new(&query))
+            let snapshot = generation.snapshot();
+            compile::compile(&snapshot.searcher, generation.fields(), &query)
+                .and_then(|compiled| {
+                    let matches = collect::Matches::new(&query, snapshot.columns);
+                    snapshot.searcher.search(&compiled, &matches)
+                })
                 .map_err(|error| engine_error(&error))
         })
         .await
@@ -183,6 +198,15 @@ impl SearchEngine for EmbeddedEngine {
                 ", incomplete"
             };
             Ok(format!("embedded, {documents} messages{note}"))
+        })
+        .await
+    }
+
+    async fn writable(&self) -> Result<(), EngineError> {
+        let (folder, min_free) = (self.options.folder.clone(), self.options.min_free);
+        blocking(move || {
+            room::require(&folder, min_free)?;
+            room::probe(&folder).map_err(|error| io_error(&error))
         })
         .await
     }

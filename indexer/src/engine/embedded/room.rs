@@ -24,6 +24,13 @@ pub fn require(folder: &Path, min_free: u64) -> Result<(), EngineError> {
     )))
 }
 
+/// Writes a small file into `folder` and removes it: whether writing works at all.
+pub fn probe(folder: &Path) -> io::Result<()> {
+    let file = folder.join("PROBE");
+    std::fs::write(&file, b"probe")?;
+    std::fs::remove_file(&file)
+}
+
 /// Whether an error says that the disk, or our share of it, is full.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

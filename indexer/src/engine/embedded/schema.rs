@@ -1,5 +1,6 @@
 //! The fields of the embedded index.
 
+use fechatter_core::ChatId;
 use tantivy::schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions};
 use tantivy::{TantivyDocument, Term};
 use time::OffsetDateTime;
@@ -8,7 +9,7 @@ use crate::engine::MessageDocument;
 use crate::text;
 
 /// Changes whenever an index written before can no longer be read as intended: it is then rebuilt.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Name of our tokenizer in the index.
 pub const TOKENIZER: &str = "fechatter";
@@ -17,6 +18,7 @@ pub const TOKENIZER: &str = "fechatter";
 pub mod column {
     pub const ID: &str = "id";
     pub const VERSION: &str = "version";
+    pub const WORKSPACE: &str = "workspace_id";
     pub const CHAT: &str = "chat_id";
     pub const SENDER: &str = "sender_id";
     pub const CREATED: &str = "created_micros";
@@ -28,14 +30,14 @@ pub mod column {
 pub struct Fields {
     pub id: Field,
     pub version: Field,
-    /// Absent in the mark of a deleted message, which therefore no search can match.
+    /// 0 in a mark, and so is the rest: no search, which names a workspace and chats, can match it.
     pub workspace_id: Field,
     pub chat_id: Field,
     pub sender_id: Field,
     pub created_micros: Field,
     pub has_link: Field,
     pub content: Field,
-    /// Present (1) in the mark of a deleted message.
+    /// Present (1) in a mark.
     pub tombstone: Field,
 }
 
@@ -51,7 +53,7 @@ pub fn build() -> (Schema, Fields) {
     let fields = Fields {
         id: schema.add_i64_field(column::ID, INDEXED | FAST),
         version: schema.add_i64_field(column::VERSION, FAST),
-        workspace_id: schema.add_i64_field("workspace_id", INDEXED),
+        workspace_id: schema.add_i64_field(column::WORKSPACE, INDEXED | FAST),
         chat_id: schema.add_i64_field(column::CHAT, INDEXED | FAST),
         sender_id: schema.add_i64_field(column::SENDER, INDEXED | FAST),
         created_micros: schema.add_i64_field(column::CREATED, FAST),
@@ -77,12 +79,17 @@ impl Fields {
         document
     }
 
-    /// The mark that a message was deleted.
+    /// The mark that a message, or with the id of [`chat_mark`] a chat, was deleted.
     pub fn tombstone(&self, id: i64, version: i64) -> TantivyDocument {
         let mut document = TantivyDocument::default();
         document.add_i64(self.id, id);
         document.add_i64(self.version, version);
         document.add_i64(self.tombstone, 1);
+        // Columns in which each document has a value are the quickest to read.
+        for field in [self.workspace_id, self.chat_id, self.sender_id, self.created_micros] {
+            document.add_i64(field, 0);
+        }
+        document.add_bool(self.has_link, false);
         document
     }
 
@@ -90,6 +97,11 @@ impl Fields {
     pub fn id_term(&self, id: i64) -> Term {
         Term::from_field_i64(self.id, id)
     }
+}
+
+/// Id of the mark of a deleted chat: no message has a negative one.
+pub const fn chat_mark(chat: ChatId) -> i64 {
+    -chat.0
 }
 
 /// Microseconds since the epoch, as PostgreSQL keeps time.

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashSet};
 
 use fechatter_core::ChatId;
+use fechatter_core::ids::MAX_SAFE_INTEGER;
 use meilisearch_sdk::settings::{
     FacetSortValue, FacetingSettings, MinWordSizeForTypos, PaginationSetting, Settings, TypoToleranceSettings,
 };
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
+use uuid::Uuid;
 
 use crate::engine::embedded::schema::micros;
 use crate::engine::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
-use crate::engine::{Change, EngineQuery, MessageDocument, StreamPosition};
+use crate::engine::{Change, EngineQuery, MessageDocument};
 use crate::query::TextClause;
 use crate::text;
 
@@ -21,22 +23,49 @@ const TOTAL_HITS_MAX: usize = 10_100;
 const FACET_CHATS_MAX: usize = 10_000;
 
 #[derive(Debug, Serialize)]
-pub(super) struct StoredMessage<'a> {
+pub(super) struct StoredMessage {
     pub(super) id: String,
     /// The id again: Meilisearch compares numbers, not texts, and a comparison walks over ranges of ids.
     pub(super) number: i64,
     pub(super) version: i64,
     #[serde(flatten)]
-    pub(super) message: Option<StoredContent<'a>>,
+    pub(super) message: Option<StoredContent>,
 }
 
-/// Absent in the mark of a deleted message, so that no search, which names a workspace, can match it.
+impl StoredMessage {
+    /// A message, or the mark that it was deleted.
+    pub(super) fn of(id: i64, version: i64, message: Option<&MessageDocument>) -> Self {
+        Self {
+            id: id.to_string(),
+            number: id,
+            version,
+            message: message.map(StoredContent::of),
+        }
+    }
+
+    /// The mark that a chat was deleted; no message has its number.
+    pub(super) fn of_deleted_chat(chat: ChatId) -> Self {
+        Self {
+            id: chat_mark(chat),
+            number: -chat.0,
+            version: MAX_SAFE_INTEGER,
+            message: None,
+        }
+    }
+}
+
+/// Id of the mark of a deleted chat.
+pub(super) fn chat_mark(chat: ChatId) -> String {
+    format!("chat-{chat}")
+}
+
+/// Absent in a mark, so that no search, which names a workspace, can match it.
 #[derive(Debug, Serialize)]
-pub(super) struct StoredContent<'a> {
+pub(super) struct StoredContent {
     pub(super) workspace_id: String,
     pub(super) chat_id: String,
     pub(super) sender_id: String,
-    pub(super) content: &'a str,
+    pub(super) content: String,
     pub(super) created_micros: i64,
     pub(super) day: String,
     pub(super) has_link: bool,
@@ -62,70 +91,48 @@ pub(super) struct StoredId {
     pub(super) id: String,
 }
 
-/// Says that the messages are complete, in this format.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct State {
-    pub(super) id: String,
+/// Says, in an index of messages, that they are complete and in which format: it changes places with its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Complete {
     pub(super) format: u32,
+    /// The rebuild that made the index.
+    pub(super) build: Uuid,
 }
 
-impl State {
-    pub(super) const ID: &str = "state";
-
-    pub(super) fn complete(format: u32) -> Self {
-        Self {
-            id: Self::ID.to_owned(),
-            format,
-        }
-    }
+impl Complete {
+    pub(super) const ID: &str = "complete";
 }
 
-/// How far the stream's effects are in the index.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Position {
-    pub(super) id: String,
+/// A thing that is kept by a name of its own.
+#[derive(Debug, Serialize)]
+pub(super) struct Kept<T> {
+    pub(super) id: &'static str,
     #[serde(flatten)]
-    pub(super) position: StreamPosition,
+    pub(super) what: T,
 }
 
-impl Position {
-    pub(super) const ID: &str = "position";
-
-    pub(super) fn of(position: StreamPosition) -> Self {
-        Self {
-            id: Self::ID.to_owned(),
-            position,
-        }
-    }
-}
+/// Name of how far the stream's effects are in the index.
+pub(super) const POSITION: &str = "position";
 
 /// A rebuild under way: the last message in the fresh index.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rebuild {
-    pub(super) id: String,
     pub(super) format: u32,
+    pub(super) build: Uuid,
     pub(super) cursor: i64,
 }
 
 impl Rebuild {
     pub(super) const ID: &str = "rebuild";
-
-    pub(super) fn at(format: u32, cursor: i64) -> Self {
-        Self {
-            id: Self::ID.to_owned(),
-            format,
-            cursor,
-        }
-    }
 }
 
-impl<'a> StoredContent<'a> {
-    pub(super) fn of(message: &'a MessageDocument) -> Self {
+impl StoredContent {
+    pub(super) fn of(message: &MessageDocument) -> Self {
         Self {
             workspace_id: message.workspace_id.to_string(),
             chat_id: message.chat_id.to_string(),
             sender_id: message.sender_id.to_string(),
-            content: &message.content,
+            content: text::spaced(&message.content),
             created_micros: micros(message.created_at),
             day: message
                 .created_at
@@ -164,14 +171,15 @@ pub(super) fn collapse(changes: &[Change]) -> (Latest<'_>, HashSet<ChatId>) {
     (latest, chats)
 }
 
-pub(super) fn quoted(ids: impl Iterator<Item = i64>) -> String {
+/// Ids as a list of a filter: numbers and our own marks, never anything of a request.
+pub(super) fn quoted(ids: impl Iterator<Item = impl std::fmt::Display>) -> String {
     ids.map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",")
 }
 
 pub(super) fn settings() -> Settings {
     let mut settings = Settings::new()
         .with_searchable_attributes(["content"])
-        .with_displayed_attributes(["id", "number", "version", "workspace_id"])
+        .with_displayed_attributes(["id", "number", "version", "workspace_id", "format", "build"])
         .with_filterable_attributes([
             "id",
             "number",
@@ -211,18 +219,13 @@ pub(super) fn settings() -> Settings {
     settings
 }
 
-/// The query text: words without what Meilisearch would read as syntax (quotes, a leading minus), phrases in quotes.
+/// The query text: words, and phrases in quotes; whatever else Meilisearch would read as syntax is no part of a word.
 pub(super) fn query_text(clauses: &[TextClause]) -> String {
     clauses
         .iter()
         .map(|clause| match clause {
-            TextClause::Phrase(text) => format!("\"{}\"", text.replace('"', " ")),
-            // A quote parts a word, and each part may begin with a minus.
-            TextClause::Word(text) | TextClause::Prefix(text) => text
-                .split('"')
-                .map(|part| part.trim_start_matches('-'))
-                .collect::<Vec<_>>()
-                .join(" "),
+            TextClause::Phrase(phrase) => format!("\"{}\"", text::spaced(phrase)),
+            TextClause::Word(word) | TextClause::Prefix(word) => text::spaced(word),
         })
         .collect::<Vec<_>>()
         .join(" ")
@@ -257,17 +260,21 @@ mod tests {
 
     #[test]
     fn what_is_kept_beside_the_messages_is_flat_and_read_back() {
-        let position = StreamPosition {
-            epoch: uuid::Uuid::from_u128(7),
+        let position = crate::engine::StreamPosition {
+            epoch: Uuid::from_u128(7),
             sequence: 41,
         };
-        let json = serde_json::to_value(Position::of(position)).unwrap();
+        let kept = Kept {
+            id: POSITION,
+            what: position,
+        };
+        let json = serde_json::to_value(kept).unwrap();
         let expected = serde_json::json!({
             "id": "position", "epoch": "00000000-0000-0000-0000-000000000007", "sequence": 41
         });
         assert_eq!(json, expected);
-        let back: Position = serde_json::from_value(json).unwrap();
-        assert_eq!(back.position, position);
+        let back: crate::engine::StreamPosition = serde_json::from_value(json).unwrap();
+        assert_eq!(back, position);
         let mark: StoredState = serde_json::from_str(r#"{"id": "5", "number": 5, "version": 2}"#).unwrap();
         assert!(mark.workspace_id.is_none());
     }
@@ -280,7 +287,7 @@ mod tests {
             TextClause::Word("foo\"-bar".to_owned()),
             TextClause::Prefix("x\"".to_owned()),
         ];
-        assert_eq!(query_text(&clauses), "secret \"a  b\" foo bar x ");
+        assert_eq!(query_text(&clauses), "secret \"a b\" foo bar x");
     }
 
     #[test]

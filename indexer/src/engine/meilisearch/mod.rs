@@ -2,13 +2,13 @@
 //!
 //! A batch is at most one upsert task, one deletion task and behind them, since tasks run in the order they came, one
 //! for the stream position; all are waited for and nothing else is in flight. Filters are made of numbers alone, so no
-//! value of a request can become filter syntax. A small index beside it keeps whether the messages are complete, the
-//! stream position, by which a restored snapshot is noticed, and how far a rebuild is. One process indexes at a time:
-//! Meilisearch has no conditional writes.
+//! value of a request can become filter syntax. A document among the messages says that they are complete; a small
+//! index beside them keeps the stream position, by which a restored snapshot is noticed, and how far a rebuild is. One
+//! process writes at a time (`services::turn`): Meilisearch has no conditional writes.
 
 mod documents;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -27,11 +27,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::Date;
 use time::macros::format_description;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use self::documents::{
-    Position, Rebuild, State, StoredContent, StoredId, StoredMessage, StoredState, StoredVersion, collapse, filter,
-    query_text, quoted, settings,
+    Complete, Kept, POSITION, Rebuild, StoredId, StoredMessage, StoredState, StoredVersion, chat_mark, collapse,
+    filter, query_text, quoted, settings,
 };
 use super::{
     Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort, Stored,
@@ -41,7 +42,7 @@ use crate::query::TextClause;
 use crate::text::{self, Purpose};
 
 /// Changes whenever documents or settings do so that an index written before must be rebuilt.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Documents read at once.
 const PAGE: usize = 1_000;
 /// Longest wait for one answer.
@@ -53,7 +54,7 @@ const TASK_TIMEOUT: Duration = Duration::from_mins(2);
 #[derive(Debug, Clone)]
 pub struct Options {
     pub url: String,
-    /// A key with rights on documents, indexes, settings, tasks and search of our indexes.
+    /// A key with rights on documents, indexes, settings, tasks and search of our indexes; an empty one is none.
     pub key: Option<SecretString>,
     /// Name of the index of messages; others begin with it.
     pub index: String,
@@ -64,24 +65,50 @@ pub struct Options {
 pub struct MeilisearchEngine {
     client: Client,
     name: String,
-    prepared: OnceCell<()>,
+    /// Whether the index and its settings are known to be there.
+    prepared: Mutex<bool>,
     /// Held while changes are applied or indexes change places; the position that was written last.
     changing: Mutex<Option<StreamPosition>>,
     rebuilding: AtomicBool,
 }
 
 fn engine_error(error: &Error) -> EngineError {
+    let text = error.to_string();
     match error {
-        Error::Meilisearch(refused) if refused.error_code == ErrorCode::NoSpaceLeftOnDevice => {
-            EngineError::Full(error.to_string())
-        }
-        Error::Meilisearch(refused) if refused.error_type == ErrorType::InvalidRequest => {
-            EngineError::Rejected(error.to_string())
-        }
+        Error::Meilisearch(refused) => match (&refused.error_code, refused.error_type) {
+            (ErrorCode::NoSpaceLeftOnDevice | ErrorCode::DatabaseSizeLimitReached, _) => EngineError::Full(text),
+            // Somebody removed an index: no batch is at fault, and it is made anew before the next.
+            (ErrorCode::IndexNotFound | ErrorCode::TooManyOpenFiles | ErrorCode::IoError, _) => {
+                EngineError::Unavailable(text)
+            }
+            (_, ErrorType::InvalidRequest) => EngineError::Rejected(text),
+            (_, ErrorType::Internal) => EngineError::Failed(text),
+            // A key that is wrong or has expired, too: a person is needed, and every batch waits for them.
+            _ => EngineError::Unavailable(text),
+        },
         // These carry the address, which is not ours to show.
+        Error::MeilisearchCommunication(failed) if failed.status_code == 413 => {
+            EngineError::Rejected("HTTP 413".to_owned())
+        }
         Error::MeilisearchCommunication(failed) => EngineError::Unavailable(format!("HTTP {}", failed.status_code)),
         Error::HttpError(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),
-        _ => EngineError::Unavailable(error.to_string()),
+        _ => EngineError::Unavailable(text),
+    }
+}
+
+/// What is there, or nothing when Meilisearch knows no such document or index.
+fn if_there<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(there) => Ok(Some(there)),
+        Err(Error::Meilisearch(refused))
+            if matches!(
+                refused.error_code,
+                ErrorCode::DocumentNotFound | ErrorCode::IndexNotFound
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -99,11 +126,12 @@ impl MeilisearchEngine {
     /// A client of the server; nothing is asked of it yet.
     pub fn new(options: &Options) -> Result<Self, EngineError> {
         let key = options.key.as_ref().map(|key| key.expose_secret().to_owned());
+        let key = key.filter(|key| !key.is_empty());
         let client = Client::new(&options.url, key).map_err(|error| engine_error(&error))?;
         Ok(Self {
             client,
             name: options.index.clone(),
-            prepared: OnceCell::new(),
+            prepared: Mutex::new(false),
             changing: Mutex::new(None),
             rebuilding: AtomicBool::new(false),
         })
@@ -125,19 +153,40 @@ impl MeilisearchEngine {
         self.client.index(format!("{}_state", self.name))
     }
 
-    /// Makes the index and applies its settings, once per process; takes up a rebuild that was interrupted, before the
-    /// first change, which must not miss the fresh index.
+    /// Makes the index and applies its settings, at the beginning and after each failure; takes up a rebuild that was
+    /// interrupted, before the first change, which must not miss the fresh index.
     async fn prepare(&self) -> Result<(), EngineError> {
-        self.prepared.get_or_try_init(|| self.prepare_once()).await.copied()
+        let mut prepared = self.prepared.lock().await;
+        if !*prepared {
+            self.prepare_index(&self.name).await?;
+            self.take_up().await?;
+            *prepared = true;
+        }
+        Ok(())
     }
 
-    async fn prepare_once(&self) -> Result<(), EngineError> {
-        self.prepare_index(&self.name).await?;
-        let interrupted = self.kept::<Rebuild>(Rebuild::ID).await?;
-        let resumable = match bounded(self.client.get_raw_index(self.fresh_name())).await {
-            Ok(_) => interrupted.is_some_and(|rebuild| rebuild.format == FORMAT),
-            Err(EngineError::Rejected(_)) => false,
-            Err(error) => return Err(error),
+    /// After a failure nothing is taken for granted: somebody may have removed an index.
+    async fn or_prepare_again<T>(&self, result: Result<T, EngineError>) -> Result<T, EngineError> {
+        if result.is_err() {
+            *self.prepared.lock().await = false;
+        }
+        result
+    }
+
+    async fn take_up(&self) -> Result<(), EngineError> {
+        let resumable = match self.kept::<Rebuild>(Rebuild::ID).await? {
+            // It ended between the change of places and the word of it.
+            Some(rebuild) if self.serves(&rebuild).await? => {
+                self.forget(&self.state(), Rebuild::ID).await?;
+                self.drop_fresh().await?;
+                false
+            }
+            Some(rebuild) if rebuild.format == FORMAT => {
+                bounded(async { if_there(self.client.get_raw_index(self.fresh_name()).await) })
+                    .await?
+                    .is_some()
+            }
+            _ => false,
         };
         self.rebuilding.store(resumable, Ordering::Release);
         Ok(())
@@ -145,20 +194,35 @@ impl MeilisearchEngine {
 
     /// Reads what is kept beside the messages.
     async fn kept<T: DeserializeOwned + Send + Sync + 'static>(&self, id: &str) -> Result<Option<T>, EngineError> {
-        match bounded(self.state().get_document::<T>(id)).await {
-            Ok(kept) => Ok(Some(kept)),
-            Err(EngineError::Rejected(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        bounded(async { if_there(self.state().get_document::<T>(id).await) }).await
     }
 
-    async fn keep<T: Serialize + Send + Sync>(&self, kept: T) -> Result<TaskInfo, EngineError> {
-        bounded(self.state().add_or_replace(&[kept], Some("id"))).await
+    async fn keep<T: Serialize + Send + Sync>(
+        &self,
+        index: &Index,
+        id: &'static str,
+        what: T,
+    ) -> Result<TaskInfo, EngineError> {
+        bounded(index.add_or_replace(&[Kept { id, what }], Some("id"))).await
     }
 
-    async fn forget(&self, id: &str) -> Result<(), EngineError> {
-        let task = bounded(self.state().delete_document(id)).await?;
+    async fn forget(&self, index: &Index, id: &str) -> Result<(), EngineError> {
+        let task = bounded(index.delete_document(id)).await?;
         self.finish_tolerating(task, &[ErrorCode::IndexNotFound]).await
+    }
+
+    /// What says that the messages are complete.
+    async fn complete(&self) -> Result<Option<Complete>, EngineError> {
+        let index = self.messages();
+        bounded(async { if_there(index.get_document::<Complete>(Complete::ID).await) }).await
+    }
+
+    /// Whether the index that this rebuild made serves already.
+    async fn serves(&self, rebuild: &Rebuild) -> Result<bool, EngineError> {
+        Ok(self
+            .complete()
+            .await?
+            .is_some_and(|complete| complete.build == rebuild.build))
     }
 
     /// The position to write with the next batch. A server that has an older one than we wrote was restored from a
@@ -175,19 +239,16 @@ impl MeilisearchEngine {
                 ?kept,
                 "Meilisearch has an older index than before; it will be rebuilt"
             );
-            self.forget(State::ID).await?;
+            self.forget(&self.messages(), Complete::ID).await?;
         }
         Ok(StreamPosition::reached(kept, next))
     }
 
     async fn prepare_index(&self, name: &str) -> Result<(), EngineError> {
-        match bounded(self.client.get_raw_index(name)).await {
-            Ok(_) => {}
-            Err(EngineError::Rejected(_)) => {
-                let task = bounded(self.client.create_index(name, Some("id"))).await?;
-                self.finish_tolerating(task, &[ErrorCode::IndexAlreadyExists]).await?;
-            }
-            Err(error) => return Err(error),
+        let there = bounded(async { if_there(self.client.get_raw_index(name).await) }).await?;
+        if there.is_none() {
+            let task = bounded(self.client.create_index(name, Some("id"))).await?;
+            self.finish_tolerating(task, &[ErrorCode::IndexAlreadyExists]).await?;
         }
         let settings = settings();
         let task = bounded(self.client.index(name).set_settings(&settings)).await?;
@@ -222,17 +283,24 @@ impl MeilisearchEngine {
         &self,
         index: &Index,
         changes: &[Change],
-        mark: Option<M>,
+        mark: Option<(&'static str, M)>,
     ) -> Result<Applied, EngineError> {
         let (documents, chats) = collapse(changes);
-        let versions = versions(index, documents.keys().copied()).await?;
+        let marks: HashSet<String> = documents
+            .values()
+            .filter_map(|(_, message)| Some(chat_mark(message.as_ref()?.chat_id)))
+            .collect();
+        let ids = documents.keys().map(ToString::to_string).chain(marks).collect();
+        let versions = versions(index, ids).await?;
         let mut applied = Applied {
             deleted: chats.len(),
             ..Applied::default()
         };
-        let mut stored = Vec::with_capacity(documents.len());
+        let mut stored: Vec<StoredMessage> = chats.iter().map(|chat| StoredMessage::of_deleted_chat(*chat)).collect();
         for (id, (version, message)) in &documents {
-            if versions.get(id).is_some_and(|known| known >= version) {
+            let is_known = versions.get(&id.to_string()).is_some_and(|known| known >= version);
+            let is_forgotten = message.is_some_and(|message| versions.contains_key(&chat_mark(message.chat_id)));
+            if is_known || is_forgotten {
                 applied.stale += 1;
                 continue;
             }
@@ -240,25 +308,20 @@ impl MeilisearchEngine {
                 Some(_) => applied.written += 1,
                 None => applied.deleted += 1,
             }
-            stored.push(StoredMessage {
-                id: id.to_string(),
-                number: *id,
-                version: *version,
-                message: message.map(StoredContent::of),
-            });
+            stored.push(StoredMessage::of(*id, *version, *message));
         }
         let mut tasks = Vec::with_capacity(3);
         if !stored.is_empty() {
             tasks.push(bounded(index.add_or_replace(&stored, Some("id"))).await?);
         }
         if !chats.is_empty() {
-            let filter = format!("chat_id IN [{}]", quoted(chats.iter().map(|chat| chat.0)));
+            let filter = format!("chat_id IN [{}]", quoted(chats.iter()));
             let mut query = DocumentDeletionQuery::new(index);
             query.with_filter(&filter);
             tasks.push(bounded(index.delete_documents_with(&query)).await?);
         }
-        if let Some(mark) = mark {
-            tasks.push(self.keep(mark).await?);
+        if let Some((id, mark)) = mark {
+            tasks.push(self.keep(&self.state(), id, mark).await?);
         }
         for task in tasks {
             self.finish(task).await?;
@@ -266,18 +329,56 @@ impl MeilisearchEngine {
         Ok(applied)
     }
 
+    async fn rebuild_under_way(&self) -> Result<Rebuild, EngineError> {
+        let rebuild = self.kept(Rebuild::ID).await?;
+        rebuild.ok_or_else(|| EngineError::Rejected("no rebuild is under way".to_owned()))
+    }
+
     async fn drop_fresh(&self) -> Result<(), EngineError> {
         let task = bounded(self.client.delete_index(self.fresh_name())).await?;
         self.finish_tolerating(task, &[ErrorCode::IndexNotFound]).await
     }
+
+    /// Lets the fresh index change places with the serving one, unless it has done so already.
+    ///
+    /// The task that swaps cannot be looked at with a key that is limited to some indexes: Meilisearch shows such a key
+    /// only tasks of one index. What is queued behind it can, and tasks run in the order they came.
+    async fn change_places(&self, rebuild: Rebuild) -> Result<(), EngineError> {
+        let passed = async || {
+            let task = self.keep(&self.state(), Rebuild::ID, rebuild).await?;
+            self.finish(task).await
+        };
+        // A swap that was asked for before and not heard of is over now.
+        passed().await?;
+        if self.serves(&rebuild).await? {
+            return Ok(());
+        }
+        let complete = Complete {
+            format: FORMAT,
+            build: rebuild.build,
+        };
+        let task = self.keep(&self.fresh(), Complete::ID, complete).await?;
+        self.finish(task).await?;
+        let swap = SwapIndexes {
+            indexes: (self.name.clone(), self.fresh_name()),
+            rename: None,
+        };
+        bounded(self.client.swap_indexes([&swap])).await?;
+        passed().await?;
+        if self.serves(&rebuild).await? {
+            Ok(())
+        } else {
+            Err(EngineError::Rejected("the indexes did not change places".to_owned()))
+        }
+    }
 }
 
-async fn versions(index: &Index, ids: impl Iterator<Item = i64>) -> Result<HashMap<i64, i64>, EngineError> {
-    let ids: Vec<i64> = ids.collect();
+/// The versions of those of these documents that there are.
+async fn versions(index: &Index, ids: Vec<String>) -> Result<HashMap<String, i64>, EngineError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let filter = format!("id IN [{}]", quoted(ids.iter().copied()));
+    let filter = format!("id IN [{}]", quoted(ids.iter()));
     let mut query = DocumentsQuery::new(index);
     query
         .with_filter(&filter)
@@ -287,7 +388,7 @@ async fn versions(index: &Index, ids: impl Iterator<Item = i64>) -> Result<HashM
     Ok(known
         .results
         .into_iter()
-        .filter_map(|stored| Some((stored.id.parse().ok()?, stored.version)))
+        .map(|stored| (stored.id, stored.version))
         .collect())
 }
 
@@ -305,18 +406,25 @@ impl SearchEngine for MeilisearchEngine {
         "meilisearch"
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, changes: Vec<Change>, position: Option<StreamPosition>) -> Result<Applied, EngineError> {
         self.prepare().await?;
         let mut written = self.changing.lock().await;
-        if self.rebuilding.load(Ordering::Acquire) {
-            self.apply_to(&self.fresh(), &changes, None::<Position>).await?;
-        }
-        let position = self.next_position(*written, position).await?;
-        let applied = self
-            .apply_to(&self.messages(), &changes, position.map(Position::of))
-            .await?;
-        *written = position;
-        Ok(applied)
+        let applied = async {
+            if self.rebuilding.load(Ordering::Acquire) {
+                self.apply_to(&self.fresh(), &changes, None::<(_, Rebuild)>).await?;
+            }
+            let position = self.next_position(*written, position).await?;
+            let mark = position.map(|position| (POSITION, position));
+            let applied = self.apply_to(&self.messages(), &changes, mark).await?;
+            *written = position;
+            Ok(applied)
+        };
+        let applied = applied.await;
+        self.or_prepare_again(applied).await
     }
 
     async fn search(&self, query: EngineQuery) -> Result<Found, EngineError> {
@@ -324,7 +432,6 @@ impl SearchEngine for MeilisearchEngine {
         if query.chats.is_empty() || query.text.iter().any(wordless) {
             return Ok(Found::default());
         }
-        self.prepare().await?;
         let index = self.messages();
         let (text, filter) = (query_text(&query.text), filter(&query));
         let mut search = SearchQuery::new(&index);
@@ -339,8 +446,14 @@ impl SearchEngine for MeilisearchEngine {
         if query.sort == Sort::Newest || query.text.is_empty() {
             search.with_sort(&["created_micros:desc"]);
         }
-        let results = bounded(search.execute::<StoredId>()).await?;
+        // Before the first message is indexed there is no index.
+        let Some(results) = bounded(async { if_there(search.execute::<StoredId>().await) }).await? else {
+            return Ok(Found::default());
+        };
         let facets = results.facet_distribution.unwrap_or_default();
+        let chats = ids_of(facets.get("chat_id"));
+        // Each message is in one chat, and counts are not cut off where pages are.
+        let counted = chats.values().sum();
         let day = |text: &str| Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
         Ok(Found {
             hits: results
@@ -354,7 +467,7 @@ impl SearchEngine for MeilisearchEngine {
                 .collect(),
             facets: Facets {
                 senders: most_frequent(ids_of(facets.get("sender_id")), FACET_VALUES_MAX),
-                chats: ids_of(facets.get("chat_id")),
+                chats,
                 days: most_frequent(
                     facets
                         .get("day")
@@ -364,30 +477,36 @@ impl SearchEngine for MeilisearchEngine {
                     FACET_VALUES_MAX,
                 ),
             },
-            total: results.estimated_total_hits.unwrap_or_default() as u64,
+            total: (results.estimated_total_hits.unwrap_or_default() as u64).max(counted),
         })
     }
 
     async fn check(&self) -> Result<String, EngineError> {
         let health = bounded(self.client.health()).await?;
-        Ok(format!("meilisearch {}", health.status))
+        // Whoever asks for its health needs no key.
+        let there = bounded(async { if_there(self.client.get_raw_index(&self.name).await) }).await?;
+        let note = if there.is_some() { "" } else { ", no index yet" };
+        Ok(format!("meilisearch {}{note}", health.status))
+    }
+
+    async fn writable(&self) -> Result<(), EngineError> {
+        self.check().await.map(drop)
     }
 
     async fn documents(&self) -> Result<u64, EngineError> {
-        self.prepare().await?;
         let index = self.messages();
-        // Marks of deleted messages have no day, so they are in no facet and match no such filter.
+        // Each message has a link or has none, and a mark says neither. Totals would be cut off where pages are.
         let mut search = SearchQuery::new(&index);
-        search
-            .with_filter("created_micros >= 0")
-            .with_page(1)
-            .with_hits_per_page(1);
-        let results = bounded(search.execute::<StoredId>()).await?;
-        Ok(results.total_hits.unwrap_or_default() as u64)
+        search.with_limit(0).with_facets(Selectors::Some(&["has_link"]));
+        let results = bounded(async { if_there(search.execute::<StoredId>().await) }).await?;
+        let facets = results
+            .and_then(|results| results.facet_distribution)
+            .unwrap_or_default();
+        let counts = facets.get("has_link").into_iter().flat_map(HashMap::values);
+        Ok(counts.map(|count| *count as u64).sum())
     }
 
     async fn stored(&self, after: MessageId, until: MessageId) -> Result<Vec<Stored>, EngineError> {
-        self.prepare().await?;
         let index = self.messages();
         let filter = format!("number > {} AND number <= {}", after.0, until.0.min(MAX_SAFE_INTEGER));
         let mut stored = Vec::new();
@@ -414,15 +533,15 @@ impl SearchEngine for MeilisearchEngine {
     }
 
     async fn position(&self) -> Result<Option<StreamPosition>, EngineError> {
-        Ok(self.kept::<Position>(Position::ID).await?.map(|kept| kept.position))
+        self.kept(POSITION).await
     }
 
     async fn incomplete(&self) -> Result<Option<String>, EngineError> {
         self.prepare().await?;
-        Ok(match self.kept::<State>(State::ID).await? {
+        Ok(match self.complete().await? {
             None => Some("the index is new, or was restored from a snapshot".to_owned()),
-            Some(state) if state.format != FORMAT => {
-                Some(format!("it has format {}, this build needs {FORMAT}", state.format))
+            Some(complete) if complete.format != FORMAT => {
+                Some(format!("it has format {}, this build needs {FORMAT}", complete.format))
             }
             Some(_) if self.rebuilding.load(Ordering::Acquire) => Some("a rebuild was interrupted".to_owned()),
             Some(_) => None,
@@ -437,10 +556,15 @@ impl SearchEngine for MeilisearchEngine {
         {
             return Ok(interrupted.cursor);
         }
-        self.forget(Rebuild::ID).await?;
+        self.forget(&self.state(), Rebuild::ID).await?;
         self.drop_fresh().await?;
         self.prepare_index(&self.fresh_name()).await?;
-        let task = self.keep(Rebuild::at(FORMAT, 0)).await?;
+        let rebuild = Rebuild {
+            format: FORMAT,
+            build: Uuid::now_v7(),
+            cursor: 0,
+        };
+        let task = self.keep(&self.state(), Rebuild::ID, rebuild).await?;
         self.finish(task).await?;
         self.rebuilding.store(true, Ordering::Release);
         Ok(0)
@@ -448,30 +572,24 @@ impl SearchEngine for MeilisearchEngine {
 
     async fn rebuild_load(&self, changes: Vec<Change>, cursor: i64) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
-        let mark = Rebuild::at(FORMAT, cursor);
+        let rebuild = self.rebuild_under_way().await?;
+        let mark = (Rebuild::ID, Rebuild { cursor, ..rebuild });
         self.apply_to(&self.fresh(), &changes, Some(mark)).await.map(drop)
     }
 
     async fn rebuild_finish(&self) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
-        // First of all: a rebuild that were taken up after the swap would bring the old index back.
-        self.forget(Rebuild::ID).await?;
-        let swap = SwapIndexes {
-            indexes: (self.name.clone(), self.fresh_name()),
-            rename: None,
-        };
-        let task = bounded(self.client.swap_indexes([&swap])).await?;
-        self.finish(task).await?;
+        let rebuild = self.rebuild_under_way().await?;
+        self.change_places(rebuild).await?;
         self.rebuilding.store(false, Ordering::Release);
-        let task = self.keep(State::complete(FORMAT)).await?;
-        self.finish(task).await?;
+        self.forget(&self.state(), Rebuild::ID).await?;
         self.drop_fresh().await
     }
 
     async fn rebuild_abort(&self) -> Result<(), EngineError> {
         let _changing = self.changing.lock().await;
         self.rebuilding.store(false, Ordering::Release);
-        self.forget(Rebuild::ID).await?;
+        self.forget(&self.state(), Rebuild::ID).await?;
         self.drop_fresh().await
     }
 }
