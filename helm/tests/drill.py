@@ -365,6 +365,10 @@ def restore(folder):
     node.until(30, "the new message", lambda: returned.seen[new["id"]] or None)
     node.until(30, "the new message in search", lambda: total("disaster") == 1 or None)
     returned.done = True
+    program = {"/usr/local/bin/chat_service": BINARIES / "chat_service"}
+    compared = release.node.run("reconcile", release.specs["chat"], program, command=["/usr/local/bin/chat_service", "reconcile", "--no-index"])
+    assert compared.wait(60) == 0, compared.tail()
+    say(f"outbox and stream agree: {compared.tail().splitlines()[-1]}")
     say(f"the client held {len(heard)} messages, was told gap, reloaded 40; search finds 40 and none of the 20; new messages flow")
 
 
