@@ -87,10 +87,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .arg(format!("http://127.0.0.1:{}", listen.prometheus))
             .arg(&out)
             .arg(args.minutes.to_string())
+            .arg(what_ran(args))
             .env("PYTHONPATH", matplotlib),
     )?;
     platform.stop();
     Ok(())
+}
+
+/// For whoever looks at the pictures.
+fn what_ran(args: &Args) -> String {
+    let build = if args.debug { "debug" } else { "release" };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let collector = tools::collector().map_or("no collector", |_| "a collector");
+    format!(
+        "{build} build on {cores} cores, {} messages a second for {} minutes, a probe, {collector}",
+        args.rate, args.minutes
+    )
 }
 
 /// Where [`MATPLOTLIB`] is, installed unless it is there.

@@ -3,7 +3,7 @@
 
 Not Grafana's own rendering: the panels, their queries, units and places are those of the JSON, the numbers are Prometheus's.
 Needs matplotlib. `cargo dev pictures` installs it, runs a platform under load and calls this.
-Usage: pictures.py PROMETHEUS_URL FOLDER [MINUTES]
+Usage: pictures.py PROMETHEUS_URL FOLDER [MINUTES [WHAT_RAN]]
 """
 
 import json
@@ -114,12 +114,13 @@ def draw_alerts(axes, url):
     axes.text(0.02, 0.95, "\n".join(lines) or "nothing fires", fontsize=9, va="top")
 
 
-def draw(path, url, folder, minutes):
+def draw(path, url, folder, minutes, what_ran):
     dashboard = json.loads(path.read_text())
     panels = dashboard["panels"]
     rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in panels) + 1
     figure = plt.figure(figsize=(WIDTH_INCHES, rows * ROW_INCHES))
     figure.text(0.01, 1 - 0.6 / rows, dashboard["title"], fontsize=14, weight="bold", va="center")
+    figure.text(0.99, 1 - 0.6 / rows, what_ran, fontsize=8, ha="right", va="center", color="#444444")
     end = time.time()
     for panel in panels:
         at = panel["gridPos"]
@@ -147,5 +148,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     for file in sorted(DASHBOARDS.glob("*.json")):
-        draw(file, sys.argv[1].rstrip("/"), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 15)
+        minutes, what_ran = (*sys.argv[3:5], *("15", "")[len(sys.argv[3:5]):])
+        draw(file, sys.argv[1].rstrip("/"), Path(sys.argv[2]), int(minutes), what_ran)
         print(f"{file.stem}.png")
