@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
+use crate::body;
 use crate::cors::Cors;
 use crate::fields;
 use crate::identity::{Identity, REQUEST_ID, TRACE_RESPONSE};
@@ -159,6 +160,7 @@ impl<'a> Marks<'a> {
         if has_body {
             session.write_response_body(Some(body), true).await?;
         }
+        body::discard(session).await;
         Ok(())
     }
 

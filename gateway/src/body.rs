@@ -17,6 +17,10 @@ use crate::connection::Facts;
 /// Largest body received before forwarding, in bytes: what Pingora keeps for a repeated attempt.
 pub const RECEIVED_FIRST: usize = 64 * 1_024;
 
+/// Most of a body that is received and thrown away once its request was refused, in bytes, and the time that may take.
+const DISCARDED_MAX: usize = 4 * 1_024 * 1_024;
+const DISCARDED_WITHIN: Duration = Duration::from_secs(2);
+
 /// Refuses a declared length beyond `max` before a byte of it is read.
 pub fn check_declared(request: &RequestHeader, max: usize) -> Result<Option<usize>, Refusal> {
     let Some(value) = request.headers.get(CONTENT_LENGTH) else {
@@ -90,6 +94,27 @@ async fn read_all(session: &mut Session, limit: usize, max: usize) -> Result<(),
             return Err(if limit < max { length_wanted() } else { too_large(max) });
         }
     }
+}
+
+/// Receives the rest of a refused request's body, within bounds. HTTP/2 clients that look for an answer only when they have sent
+/// everything would otherwise wait for room until their time is over, or be told of a reset stream instead of the reason. HTTP/1
+/// closes the connection.
+pub async fn discard(session: &mut Session) {
+    let downstream = session.as_downstream_mut();
+    if !downstream.is_http2() || downstream.is_body_done() {
+        return;
+    }
+    let rest = async {
+        let mut seen = 0;
+        while seen < DISCARDED_MAX {
+            match downstream.read_request_body().await {
+                Ok(Some(chunk)) => seen += chunk.len(),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // Who is slower is cut off.
+    let _ = tokio::time::timeout(DISCARDED_WITHIN, rest).await;
 }
 
 /// Counts a body as it passes.

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::http2::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2, PING, RST_STREAM, SETTINGS, block, frame,
-    request,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    block, frame, request,
 };
 use crate::support::{Gateway, Issuer, Reply, Setup, Upstream, setup};
 
@@ -318,4 +318,48 @@ async fn a_body_of_another_length_than_declared_is_refused() {
         );
     }
     assert!(setup.upstream.bytes().is_empty());
+}
+
+#[tokio::test]
+async fn who_sends_the_whole_body_before_listening_learns_why_it_was_refused() {
+    let setup = setup(&[]).await;
+    let mut connection = Http2::connect(&setup.gateway).await;
+    let fields = [("content-type", "application/json"), ("content-length", "300000")];
+    let head = request("POST", "/api/signin", &fields);
+    connection.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    let (mut left, mut of_stream, mut of_connection) = (300_000_i64, 65_535_i64, 65_535_i64);
+    let mut answer = Vec::new();
+    while left > 0 || !answer.ends_with(b"}") {
+        let size = left.min(of_stream).min(of_connection).min(16_384);
+        if left > 0 && size > 0 {
+            left -= size;
+            of_stream -= size;
+            of_connection -= size;
+            let end = if left == 0 { END_STREAM } else { 0 };
+            let bytes = vec![b'a'; usize::try_from(size).unwrap()];
+            connection.send(&frame(DATA, end, 1, &bytes)).await;
+            continue;
+        }
+        let got = connection.next().await.expect("the connection goes on");
+        match got.kind {
+            WINDOW_UPDATE if got.stream == 0 => of_connection += i64::from(number(&got.payload)),
+            WINDOW_UPDATE => of_stream += i64::from(number(&got.payload)),
+            SETTINGS => {
+                // 4 is the window that streams begin with.
+                let windows = got.payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]);
+                of_stream += windows
+                    .map(|setting| i64::from(number(&setting[2..])) - 65_535)
+                    .sum::<i64>();
+            }
+            DATA => answer.extend_from_slice(&got.payload),
+            RST_STREAM => panic!("reset with {left} bytes left: {}", got.error()),
+            _ => {}
+        }
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("payload_too_large"), "{answer}");
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes(bytes.try_into().unwrap())
 }
