@@ -11,7 +11,7 @@ use utoipa::openapi::{ObjectBuilder, Type};
 use crate::chat::{DESCRIPTION_CHARS_MAX, NAME_CHARS_MAX};
 use crate::message::{CONTENT_CHARS_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::user::{
-    EMAIL_BYTES_MAX, FULLNAME_CHARS_MAX, MISLEADING, PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, QUIET,
+    EMAIL_BYTES_MAX, FULLNAME_CHARS_MAX, MISLEADING, PASSWORD_CHARS_MAX, PASSWORD_CHARS_MIN, QUIET,
     WORKSPACE_NAME_CHARS_MAX,
 };
 
@@ -92,9 +92,9 @@ pub fn email_or_null() -> Object {
     or_null(email_text())
 }
 
-/// A new password. At most 1,024 bytes; a quarter as many characters fit whatever they are.
+/// A new password.
 pub fn new_password() -> Object {
-    let password = text("", PASSWORD_CHARS_MIN, PASSWORD_BYTES_MAX / 4, "correct horse battery");
+    let password = text("", PASSWORD_CHARS_MIN, PASSWORD_CHARS_MAX, "correct horse battery");
     password.build()
 }
 

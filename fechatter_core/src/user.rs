@@ -56,8 +56,10 @@ pub const WORKSPACE_NAME_CHARS_MAX: usize = 64;
 pub const EMAIL_BYTES_MAX: usize = 254;
 /// Shortest password, in Unicode scalar values (NIST SP 800-63B asks for at least 8).
 pub const PASSWORD_CHARS_MIN: usize = 8;
-/// Longest password, in bytes; a bound on what one sign-in may cost.
-pub const PASSWORD_BYTES_MAX: usize = 1_024;
+/// Longest password, in Unicode scalar values; a bound on what one sign-in may cost.
+pub const PASSWORD_CHARS_MAX: usize = 256;
+/// Longest password, in bytes: none that has at most [`PASSWORD_CHARS_MAX`] is longer.
+pub const PASSWORD_BYTES_MAX: usize = 4 * PASSWORD_CHARS_MAX;
 
 /// Characters of which nothing is seen and which can make one name look like another: soft hyphen, marks and overrides of
 /// direction, zero width spaces, separators of lines, annotations and the like (Unicode `Default_Ignorable_Code_Point` and `Zl`, `Zp`).
@@ -132,7 +134,7 @@ pub fn is_email(text: &str) -> bool {
 
 /// Checks a new password's length; its content is the user's business.
 pub fn is_password(text: &str) -> bool {
-    text.chars().count() >= PASSWORD_CHARS_MIN && text.len() <= PASSWORD_BYTES_MAX
+    (PASSWORD_CHARS_MIN..=PASSWORD_CHARS_MAX).contains(&text.chars().count())
 }
 
 #[cfg(test)]
@@ -171,6 +173,17 @@ mod tests {
             "jo@exa\u{308}mple.de",
         ] {
             assert!(!is_email(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_counted_in_characters() {
+        for (good, count) in [("a", 8), ("a", 256), ("\u{1f980}", 256)] {
+            assert!(is_password(&good.repeat(count)), "{count}");
+            assert!(good.repeat(count).len() <= PASSWORD_BYTES_MAX);
+        }
+        for (bad, count) in [("a", 7), ("\u{1f980}", 7), ("a", 257)] {
+            assert!(!is_password(&bad.repeat(count)), "{count}");
         }
     }
 

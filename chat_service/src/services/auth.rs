@@ -7,7 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fechatter_core::events::{EventType, SessionRevokedEvent};
 use fechatter_core::token::Claims;
 use fechatter_core::user::{
-    self, EMAIL_BYTES_MAX, FULLNAME_CHARS_MAX, PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, WORKSPACE_NAME_CHARS_MAX,
+    self, EMAIL_BYTES_MAX, FULLNAME_CHARS_MAX, PASSWORD_BYTES_MAX, PASSWORD_CHARS_MAX, PASSWORD_CHARS_MIN,
+    WORKSPACE_NAME_CHARS_MAX,
 };
 use fechatter_core::wire::UserView;
 use sha2::{Digest, Sha256};
@@ -30,7 +31,7 @@ const REFRESH_RACE: Duration = Duration::seconds(5);
 
 /// What a new password has to be, for people.
 static PASSWORD_RULE: LazyLock<String> =
-    LazyLock::new(|| format!("at least {PASSWORD_CHARS_MIN} characters and at most {PASSWORD_BYTES_MAX} bytes"));
+    LazyLock::new(|| format!("{PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters"));
 const WRONG_PASSWORD: &str = "this is not your password";
 
 /// Identity use cases.
