@@ -17,7 +17,7 @@ use chat_service::signing_keys::{self, SigningKeys};
 use chat_service::{AppState, reconcile, router};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: service_runtime::heap::Allocator = service_runtime::heap::allocator();
 
 /// Identity, chats, messages and the outbox relay of Fechatter.
 #[derive(Parser)]

@@ -9,7 +9,7 @@ use gateway::server::Start;
 use service_runtime::{openapi, process};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: service_runtime::heap::Allocator = service_runtime::heap::allocator();
 
 /// The edge of Fechatter.
 #[derive(Debug, Parser)]

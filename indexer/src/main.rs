@@ -29,7 +29,7 @@ use indexer::services::turn::Turn;
 use indexer::{AppState, handlers, router};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: service_runtime::heap::Allocator = service_runtime::heap::allocator();
 
 /// Search for Fechatter: indexes messages and answers searches.
 #[derive(Parser)]

@@ -31,7 +31,7 @@ use notify_service::services::typing::Typing;
 use notify_service::{AppState, ephemeral, router};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: service_runtime::heap::Allocator = service_runtime::heap::allocator();
 
 /// How often users without a stream are looked through.
 const SWEEP: Duration = Duration::from_secs(5);

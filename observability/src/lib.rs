@@ -6,6 +6,7 @@
 
 pub mod buckets;
 pub mod instruments;
+pub mod log_filter;
 pub mod messaging;
 pub mod metrics;
 pub mod pool;
@@ -40,7 +41,7 @@ use statements::Statements;
 pub struct LogConfig {
     /// One JSON object a line, or text for people.
     pub format: LogFormat,
-    /// What is written, in the syntax of `RUST_LOG`, for example `info,sqlx=warn`.
+    /// What is written, in the syntax of `RUST_LOG`, for example `info,sqlx=warn`; the admin port's `/log` changes it.
     pub filter: String,
 }
 
@@ -96,8 +97,11 @@ fn bound_log(most_verbose: Option<LevelFilter>) {
 /// Sets up telemetry for the process `service`. An exporter that cannot be built is said once and left out: no request
 /// waits for a collector, and no process fails for want of one.
 pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitError> {
-    let stdout_filter = EnvFilter::try_new(format!("{REPETITIVE},{}", log.filter))?;
-    let most_verbose = stdout_filter.max_level_hint();
+    let (stdout_filter, of_stdout) = log_filter::reloadable(
+        &log.filter,
+        |filter| format!("{REPETITIVE},{filter}"),
+        |filter| bound_log(filter.max_level_hint()),
+    )?;
     let stdout_filter = stdout_filter
         // An outage of the collector is said once, by `exporting`, not at each export of each signal.
         .and(filter_fn(|metadata| {
@@ -119,13 +123,17 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
         .with_threads(false)
         .with_tracked_inactivity(false)
         .with_filter(EnvFilter::try_new(format!("info,{QUIET}"))?);
+    let mut filters = vec![of_stdout];
     let exported_logs = match &loggers {
         Some(loggers) => {
             let bridge = OpenTelemetryTracingBridge::builder(loggers)
                 .with_tracing_span_attributes(TracingSpanAttributes::allowlist(CARRIED))
                 .build();
             // What nobody wants in the log is not exported either, nor even built.
-            Some(bridge.with_filter(EnvFilter::try_new(format!("{},{QUIET}", log.filter))?))
+            let text = |filter: &str| format!("{filter},{QUIET}");
+            let (filter, of_export) = log_filter::reloadable(&log.filter, text, |_| {})?;
+            filters.push(of_export);
+            Some(bridge.with_filter(filter))
         }
         None => None,
     };
@@ -137,7 +145,7 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
         .with(Statements::new(service).with_filter(Targets::new().with_target(statements::TARGET, LevelFilter::TRACE)))
         .try_init()
         .map_err(|_| InitError::Twice)?;
-    bound_log(most_verbose);
+    log_filter::install(&log.filter, filters);
     process::register();
     for complaint in complaints {
         tracing::warn!(complaint, "telemetry is not exported");

@@ -1,4 +1,4 @@
-//! The admin listener of every process: `/live`, `/ready`, `/metrics`, `/debug/pprof/profile`. Never public.
+//! The admin listener of every process: `/live`, `/ready`, `/metrics`, `/log`, `/debug/pprof/profile`. Never public.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,6 +38,7 @@ where
             }),
         )
         .with_state(ready)
+        .route("/log", get(answer_log).put(set_log))
         .merge(crate::profile::router())
 }
 
@@ -45,6 +46,24 @@ async fn answer_ready(State(ready): State<Readiness>) -> (StatusCode, String) {
     match ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+/// The filter of the log, as one sets it.
+async fn answer_log() -> String {
+    format!("{}\n", observability::log_filter::current().unwrap_or_default())
+}
+
+/// Takes the body as the filter of the log until the process ends or its configuration says another.
+async fn set_log(filter: String) -> (StatusCode, String) {
+    let filter = filter.trim();
+    match observability::log_filter::set(filter) {
+        Ok(()) => {
+            // Said at a level that most filters let through; the access to this port is what keeps it from strangers.
+            tracing::warn!(filter, "the log has another filter");
+            (StatusCode::OK, format!("{filter}\n"))
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod error;
 pub mod extract;
 pub mod health;
+pub mod heap;
 pub mod jwks;
 pub mod layers;
 pub mod nats;

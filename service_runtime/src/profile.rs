@@ -1,4 +1,5 @@
-//! `/debug/pprof/profile?seconds=N` on the admin port: where the CPU's time goes, as a flame graph.
+//! On the admin port: `/debug/pprof/profile?seconds=N`, where the CPU's time goes, as a flame graph; `/debug/pprof/heap?seconds=N`, who allocates
+//! and who keeps memory, for `pprof`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
 use serde::Deserialize;
+
+use crate::heap::Recording;
 
 /// Longest profile, in seconds: somebody waits for it.
 const SECONDS_MAX: u64 = 120;
@@ -26,9 +29,11 @@ const fn default_seconds() -> u64 {
     10
 }
 
-/// The route.
+/// The routes.
 pub fn router() -> Router {
-    Router::new().route("/debug/pprof/profile", get(profile))
+    Router::new()
+        .route("/debug/pprof/profile", get(profile))
+        .route("/debug/pprof/heap", get(heap))
 }
 
 /// The one profile that may be taken at a time; given back when its request ends, however it ends.
@@ -48,18 +53,47 @@ impl Drop for Turn {
     }
 }
 
-async fn profile(wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>) -> Response {
+type Asked = Result<Query<Wanted>, axum::extract::rejection::QueryRejection>;
+
+/// How long to look, and the turn to do so.
+fn begin(wanted: Asked) -> Result<(Duration, Turn), Response> {
     let seconds = match wanted {
         Ok(Query(wanted)) if (1..=SECONDS_MAX).contains(&wanted.seconds) => wanted.seconds,
         _ => {
-            return say(
+            return Err(say(
                 StatusCode::BAD_REQUEST,
                 &format!("?seconds= takes 1 to {SECONDS_MAX}; it is the one parameter"),
-            );
+            ));
         }
     };
-    let Some(_turn) = Turn::take() else {
-        return say(StatusCode::CONFLICT, "a profile is being taken; wait for its end");
+    let busy = || say(StatusCode::CONFLICT, "a profile is being taken; wait for its end");
+    let turn = Turn::take().ok_or_else(busy)?;
+    Ok((Duration::from_secs(seconds), turn))
+}
+
+async fn heap(wanted: Asked) -> Response {
+    let (time, _turn) = match begin(wanted) {
+        Ok(begun) => begun,
+        Err(refusal) => return refusal,
+    };
+    let failed =
+        |error: &dyn std::fmt::Display| say(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot profile: {error}"));
+    let recording = match Recording::start() {
+        Ok(recording) => recording,
+        Err(error) => return failed(&error),
+    };
+    tokio::time::sleep(time).await;
+    match tokio::task::spawn_blocking(|| recording.report()).await {
+        Ok(Ok(profile)) => ([(header::CONTENT_TYPE, "application/octet-stream")], profile).into_response(),
+        Ok(Err(error)) => failed(&error),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn profile(wanted: Asked) -> Response {
+    let (time, _turn) = match begin(wanted) {
+        Ok(begun) => begun,
+        Err(refusal) => return refusal,
     };
     // libc and the unwinder are left out: a signal that interrupts them must not unwind through them.
     let guard = pprof::ProfilerGuardBuilder::default()
@@ -70,7 +104,7 @@ async fn profile(wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRe
         Ok(guard) => guard,
         Err(error) => return say(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot profile: {error}")),
     };
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    tokio::time::sleep(time).await;
     // Symbols are looked up now, which takes a while.
     let drawn = tokio::task::spawn_blocking(move || {
         let mut svg = Vec::new();
