@@ -30,7 +30,7 @@ MADE = {
     "auth.keys_dir", "engine.kind", "engine.path", "engine.meili_url", "engine.meili_key",
 }
 # ... and those that need a file or a socket which it does not mount.
-UNMOUNTED = {"tls.additional", "tls.client_ca", "acme_challenges", "upgrade_socket"}
+UNMOUNTED = {"tls.additional", "tls.client_ca", "tls.client_routes", "acme_challenges", "upgrade_socket"}
 
 # Nobody wants to wait for load balancers here.
 QUICK = {

@@ -38,7 +38,7 @@ impl Process {
 pub fn load<C: DeserializeOwned + Validate>(env_prefix: &str, file: Option<&Path>) -> Result<C, ExitCode> {
     fechatter_core::config::load(env_prefix, file).map_err(|faults| {
         for line in faults.0 {
-            complain(&format!("configuration: {line} (environment: {env_prefix}…)"));
+            complain(&format!("configuration: {line}"));
         }
         ExitCode::from(EXIT_CONFIG)
     })
