@@ -89,8 +89,17 @@ impl TokenFault {
 /// The public keys of a JWKS document that can verify our tokens.
 #[derive(Default)]
 pub struct KeySet {
-    keys: HashMap<String, (Algorithm, DecodingKey)>,
+    keys: HashMap<String, PublicKey>,
 }
+
+struct PublicKey {
+    algorithm: Algorithm,
+    key: DecodingKey,
+    thumbprint: Thumbprint,
+}
+
+/// Tells a key from another one that was published with the same id.
+type Thumbprint = [u8; 32];
 
 impl std::fmt::Debug for KeySet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -118,9 +127,9 @@ impl KeySet {
         Ok(Self { keys })
     }
 
-    /// Whether a token signed by this key can be verified.
-    pub fn contains(&self, kid: &str) -> bool {
-        self.keys.contains_key(kid)
+    /// Whether this very key is among them still.
+    fn contains(&self, kid: &str, thumbprint: &Thumbprint) -> bool {
+        self.keys.get(kid).is_some_and(|key| key.thumbprint == *thumbprint)
     }
 
     /// The key ids, sorted.
@@ -131,18 +140,24 @@ impl KeySet {
     }
 }
 
-fn usable(jwk: &Jwk) -> Option<(String, (Algorithm, DecodingKey))> {
+fn usable(jwk: &Jwk) -> Option<(String, PublicKey)> {
     let kid = jwk.common.key_id.clone()?;
     let algorithm: Algorithm = jwk.common.key_algorithm?.to_string().parse().ok()?;
     if !ALGORITHMS.contains(&algorithm) {
         return None;
     }
-    Some((kid, (algorithm, DecodingKey::from_jwk(jwk).ok()?)))
+    let key = PublicKey {
+        algorithm,
+        key: DecodingKey::from_jwk(jwk).ok()?,
+        thumbprint: Sha256::digest(serde_json::to_vec(&jwk.algorithm).ok()?).into(),
+    };
+    Some((kid, key))
 }
 
 struct Remembered {
     claims: Arc<Claims>,
     kid: String,
+    key: Thumbprint,
 }
 
 /// Verifies access tokens against the current [`KeySet`] and remembers the verdict of good ones.
@@ -201,7 +216,7 @@ impl Verifier {
         }
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(remembered) = self.remembered.get(&digest) {
-            if !self.keys.load().contains(&remembered.kid) {
+            if !self.keys.load().contains(&remembered.kid, &remembered.key) {
                 self.remembered.remove(&digest);
                 return Err(TokenFault::UnknownKey);
             }
@@ -233,11 +248,11 @@ impl Verifier {
         }
         let kid = header.kid.ok_or(TokenFault::UnknownKey)?;
         let keys = self.keys.load();
-        let (algorithm, key) = keys.keys.get(&kid).ok_or(TokenFault::UnknownKey)?;
-        if header.alg != *algorithm {
+        let known = keys.keys.get(&kid).ok_or(TokenFault::UnknownKey)?;
+        if header.alg != known.algorithm {
             return Err(TokenFault::Algorithm);
         }
-        let mut validation = Validation::new(*algorithm);
+        let mut validation = Validation::new(known.algorithm);
         validation.set_issuer(&[&self.issuer]);
         validation.set_audience(&[&self.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
@@ -245,13 +260,14 @@ impl Verifier {
         validation.validate_nbf = true;
         // The caller's clock decides below, so that tests and the remembered path agree on it.
         validation.validate_exp = false;
-        let data = jsonwebtoken::decode::<Claims>(token, key, &validation).map_err(|error| match error.kind() {
-            ErrorKind::InvalidSignature => TokenFault::Signature,
-            ErrorKind::ImmatureSignature => TokenFault::NotYetValid,
-            ErrorKind::InvalidAlgorithm => TokenFault::Algorithm,
-            ErrorKind::InvalidToken | ErrorKind::Base64(_) => TokenFault::Malformed,
-            _ => TokenFault::Claims,
-        })?;
+        let data =
+            jsonwebtoken::decode::<Claims>(token, &known.key, &validation).map_err(|error| match error.kind() {
+                ErrorKind::InvalidSignature => TokenFault::Signature,
+                ErrorKind::ImmatureSignature => TokenFault::NotYetValid,
+                ErrorKind::InvalidAlgorithm => TokenFault::Algorithm,
+                ErrorKind::InvalidToken | ErrorKind::Base64(_) => TokenFault::Malformed,
+                _ => TokenFault::Claims,
+            })?;
         let claims = data.claims;
         if is_expired(&claims, now) {
             return Err(TokenFault::Expired);
@@ -260,6 +276,7 @@ impl Verifier {
             Ok(Remembered {
                 claims: Arc::new(claims),
                 kid,
+                key: known.thumbprint,
             })
         } else {
             Err(TokenFault::Claims)
@@ -352,6 +369,65 @@ mod tests {
         verifier.verify(&token, now).unwrap();
         verifier.set_keys(KeySet::parse(&Signer::new("k2").jwks()).unwrap());
         assert_eq!(verifier.verify(&token, now).unwrap_err(), TokenFault::UnknownKey);
+    }
+
+    #[test]
+    fn another_key_with_the_same_id_ends_what_was_remembered() {
+        let (signer, now) = (Signer::new("k1"), OffsetDateTime::now_utc());
+        let verifier = verifier(&signer);
+        let token = signer.sign(&claims(now));
+        verifier.verify(&token, now).unwrap();
+        verifier.set_keys(KeySet::parse(&signer.jwks()).unwrap());
+        assert!(verifier.verify(&token, now).unwrap().from_cache, "the same key again");
+        verifier.set_keys(KeySet::parse(&Signer::new("k1").jwks()).unwrap());
+        assert_eq!(verifier.verify(&token, now).unwrap_err(), TokenFault::UnknownKey);
+        assert_eq!(verifier.verify(&token, now).unwrap_err(), TokenFault::Signature);
+    }
+
+    #[test]
+    fn each_algorithm_is_verified_with_its_own_kind_of_key_alone() {
+        use aws_lc_rs::encoding::AsDer;
+        use aws_lc_rs::rsa::KeySize;
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, RsaKeyPair};
+        let url_safe = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+        let curve = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let (x, y) = curve.public_key().as_ref()[1..].split_at(32);
+        let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let (modulus, exponent) = (rsa.public_key().modulus(), rsa.public_key().exponent());
+        let (modulus, exponent) = (
+            modulus.big_endian_without_leading_zero(),
+            exponent.big_endian_without_leading_zero(),
+        );
+        let jwks = serde_json::json!({"keys": [
+            {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "curve", "x": url_safe(x), "y": url_safe(y)},
+            {"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "rsa", "n": url_safe(modulus), "e": url_safe(exponent)},
+        ]});
+        let verifier = Verifier::new("fechatter", "fechatter", 100);
+        verifier.set_keys(KeySet::parse(&serde_json::to_vec(&jwks).unwrap()).unwrap());
+        assert_eq!(verifier.keys().kids(), ["curve", "rsa"]);
+        let curve = EncodingKey::from_ec_der(curve.to_pkcs8v1().unwrap().as_ref());
+        // PKCS#8 is PKCS#1 behind 26 bytes that say so.
+        let rsa: aws_lc_rs::encoding::Pkcs8V1Der<'_> = rsa.as_der().unwrap();
+        let rsa = EncodingKey::from_rsa_der(&rsa.as_ref()[26..]);
+        let now = OffsetDateTime::now_utc();
+        let sign = |algorithm, kid: &str, key: &EncodingKey| {
+            let mut header = Header::new(algorithm);
+            header.kid = Some(kid.to_owned());
+            jsonwebtoken::encode(&header, &claims(now), key).unwrap()
+        };
+        for (algorithm, kid, key) in [(Algorithm::ES256, "curve", &curve), (Algorithm::RS256, "rsa", &rsa)] {
+            let good = verifier.verify(&sign(algorithm, kid, key), now).unwrap();
+            assert_eq!(good.claims.user_id(), UserId(42), "{kid}");
+        }
+        for (algorithm, kid, key) in [
+            (Algorithm::RS256, "curve", &rsa),
+            (Algorithm::ES256, "rsa", &curve),
+            (Algorithm::RS384, "rsa", &rsa),
+            (Algorithm::PS256, "rsa", &rsa),
+        ] {
+            let fault = verifier.verify(&sign(algorithm, kid, key), now).unwrap_err();
+            assert_eq!(fault, TokenFault::Algorithm, "{algorithm:?} for {kid}");
+        }
     }
 
     #[test]

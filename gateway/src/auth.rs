@@ -53,7 +53,9 @@ impl Authenticator {
             }
         };
         let mut verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
-        if matches!(verdict, Err(TokenFault::UnknownKey)) && self.refresher.unknown_key().await {
+        if matches!(verdict, Err(TokenFault::UnknownKey)) {
+            // Fetched for this request or, a moment ago, for another one.
+            self.refresher.unknown_key().await;
             verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
         }
         match verdict {

@@ -25,9 +25,9 @@ impl Authenticator {
     /// Verifies a token; one signed by a key not seen yet makes the key set be fetched, at a limited rate.
     pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, ApiError> {
         let mut verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
-        if let (Err(TokenFault::UnknownKey), Some(refresher)) = (&verdict, &self.refresher)
-            && refresher.unknown_key().await
-        {
+        if let (Err(TokenFault::UnknownKey), Some(refresher)) = (&verdict, &self.refresher) {
+            // Fetched for this request or, a moment ago, for another one.
+            refresher.unknown_key().await;
             verdict = self.verifier.verify(token, OffsetDateTime::now_utc());
         }
         match verdict {

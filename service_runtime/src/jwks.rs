@@ -26,13 +26,14 @@ pub struct Refresher {
 }
 
 impl Refresher {
-    /// Has the key set fetched because a token names a key not known yet; `true` when it has been fetched just now.
-    pub async fn unknown_key(&self) -> bool {
+    /// Has the key set fetched because a token names a key not known yet, unless that was done a moment ago. Look again then: whether the
+    /// key is there now is all that counts.
+    pub async fn unknown_key(&self) {
         let (done, fetched) = oneshot::channel();
-        if self.requests.try_send(done).is_err() {
-            return false;
+        if self.requests.try_send(done).is_ok() {
+            // Late or refused, the answer is the same: what is known is known.
+            let _ = tokio::time::timeout(UNKNOWN_KEY_WAIT, fetched).await;
         }
-        matches!(tokio::time::timeout(UNKNOWN_KEY_WAIT, fetched).await, Ok(Ok(())))
     }
 }
 
@@ -51,6 +52,7 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
             .unwrap_or_default();
         let mut warned = false;
         let mut last_unknown: Option<Instant> = None;
+        let mut asker: Option<oneshot::Sender<()>> = None;
         loop {
             match fetch(&client, &url).await {
                 Ok(keys) => {
@@ -59,19 +61,25 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
                     }
                     warned = false;
                     verifier.set_keys(keys);
+                    // Who asked may have given up; nothing is lost then. Who asked during the fetch has its answer too.
+                    let later = std::iter::from_fn(|| waiting.try_recv().ok());
+                    for asker in asker.take().into_iter().chain(later) {
+                        let _ = asker.send(());
+                    }
                 }
                 Err(error) => {
                     if !warned {
                         tracing::warn!(error, url, "cannot fetch signing keys; known ones keep working");
                     }
                     warned = true;
+                    drop(asker.take());
                 }
             }
             let pause = if verifier.is_ready() { REFRESH } else { FIRST_RETRY };
             let wake = tokio::time::sleep(pause);
             tokio::pin!(wake);
             // Requests that come too soon after the last forced fetch are answered by dropping their channel.
-            let asker = loop {
+            asker = loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = &mut wake => break None,
@@ -83,16 +91,6 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
                     }
                 }
             };
-            if let Some(asker) = asker
-                && let Ok(keys) = fetch(&client, &url).await
-            {
-                verifier.set_keys(keys);
-                // Who asked may have given up; nothing is lost then. Who asked during the fetch has its answer too.
-                let _ = asker.send(());
-                while let Ok(later) = waiting.try_recv() {
-                    let _ = later.send(());
-                }
-            }
         }
     });
     Refresher { requests }

@@ -55,24 +55,27 @@ async fn tokens_of_an_ended_session_are_refused_within_a_second() {
         ("REVOCATIONS_WAIT_SECONDS", "60"),
     ];
     let gateway = Gateway::start(&issuer, &[&upstream], &settings).await;
-    let client = gateway.http2();
+    let replica = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let (client, other_client) = (gateway.http2(), replica.http2());
     let get = async |token: &str| {
-        client
-            .get(gateway.url("/api/me"))
-            .bearer_auth(token)
-            .send()
-            .await
-            .unwrap()
+        let request = client.get(gateway.url("/api/me")).bearer_auth(token);
+        request.send().await.unwrap()
+    };
+    let get_elsewhere = async |token: &str| {
+        let request = other_client.get(replica.url("/api/me")).bearer_auth(token);
+        request.send().await.unwrap()
     };
     // Not even for a moment: it opened when it knew.
     problem(get(&issuer.key.sign(&early)).await, 401, "invalid_token").await;
 
     let token = issuer.key.sign(&late);
     assert_eq!(get(&token).await.status(), 200);
+    assert_eq!(get_elsewhere(&token).await.status(), 200);
     publish(late.sid).await;
     let published = Instant::now();
-    eventually("the revocation", async || {
-        (get(&token).await.status() == 401).then_some(())
+    eventually("the revocation at every replica", async || {
+        let both = [get(&token).await.status(), get_elsewhere(&token).await.status()];
+        (both == [401, 401]).then_some(())
     })
     .await;
     assert!(

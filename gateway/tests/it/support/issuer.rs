@@ -32,7 +32,7 @@ impl Key {
         }
     }
 
-    fn jwk(&self) -> serde_json::Value {
+    pub fn jwk(&self) -> serde_json::Value {
         let x = URL_SAFE_NO_PAD.encode(&self.public);
         serde_json::json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": self.kid, "x": x})
     }
