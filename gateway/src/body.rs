@@ -3,7 +3,7 @@
 //! A small body is received whole first. A slow or broken one then never holds an upstream, nothing half-read is ever
 //! forwarded, and a failed attempt can be repeated. A large one must say its length and is counted as it passes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fechatter_core::problem::Code;
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
@@ -49,7 +49,7 @@ pub async fn receive(
     if !has_body(session, declared) {
         return Ok(true);
     }
-    if session.req_header().headers.contains_key(EXPECT) && !session.as_downstream().is_http2() {
+    if wants_to_be_told(session.req_header()) {
         let told = session.as_downstream_mut().write_continue_response().await;
         told.map_err(|error| broken(&error))?;
     }
@@ -69,6 +69,13 @@ pub async fn receive(
         facts.gate.close();
     }
     received.map(|()| true)
+}
+
+/// Whether the client waits for a word before it sends its body. In HTTP/1.0 there is none, and what else one may expect is ours to ignore.
+fn wants_to_be_told(request: &RequestHeader) -> bool {
+    let expected = request.headers.get(EXPECT);
+    request.version == http::Version::HTTP_11
+        && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn has_body(session: &mut Session, declared: Option<usize>) -> bool {
@@ -117,8 +124,11 @@ pub async fn discard(session: &mut Session) {
     let _ = tokio::time::timeout(DISCARDED_WITHIN, rest).await;
 }
 
-/// Counts a body as it passes.
-pub fn count(seen: &mut usize, chunk: usize, max: usize) -> pingora::Result<()> {
+/// Counts a body as it passes, and the time it may take: a byte now and then must not keep a request open.
+pub fn count(seen: &mut usize, chunk: usize, max: usize, deadline: Option<Instant>) -> pingora::Result<()> {
+    if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+        return pingora::Error::e_explain(HTTPStatus(Code::RequestTimeout.status()), "request body is too slow");
+    }
     *seen += chunk;
     if *seen > max {
         return pingora::Error::e_explain(HTTPStatus(Code::PayloadTooLarge.status()), "request body is too large");

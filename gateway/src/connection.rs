@@ -43,6 +43,8 @@ pub struct Facts {
     pub peer: SocketAddr,
     pub handshake: Duration,
     pub tls_version: &'static str,
+    /// Whether the client has proved who it is by a certificate.
+    pub certified: bool,
     /// Requests begun on it.
     pub requests: AtomicU32,
     /// Event streams open on it.
@@ -107,6 +109,7 @@ impl Connection {
             peer,
             handshake,
             tls_version: version,
+            certified: session.peer_certificates().is_some(),
             requests: AtomicU32::new(0),
             streams: AtomicU32::new(0),
             gate: Gate::default(),
@@ -169,7 +172,8 @@ impl Connection {
     /// Gives the present request what belongs to it and keeps what comes after it.
     fn poll_read_gated(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = &self.facts.gate;
-        let taken = gate.take(buffer.initialize_unfilled());
+        let broken = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
+        let taken = gate.take(buffer.initialize_unfilled()).map_err(broken)?;
         if taken > 0 {
             buffer.advance(taken);
             return Poll::Ready(Ok(()));
@@ -178,8 +182,7 @@ impl Connection {
         if allowed > 0 {
             let mut part = ReadBuf::new(buffer.initialize_unfilled_to(allowed));
             ready!(Pin::new(&mut self.tls).poll_read(context, &mut part))?;
-            let read = part.filled().len();
-            gate.spent(read);
+            let read = gate.claim(part.filled()).map_err(broken)?;
             buffer.advance(read);
             return Poll::Ready(Ok(()));
         }

@@ -4,6 +4,10 @@
 //! of it reaches an upstream. The connection is closed, since where the next request would begin is not certain.
 
 use fechatter_core::problem::Code;
+use http::StatusCode;
+use http::header::TRANSFER_ENCODING;
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType};
 
 /// Bounds of a request head.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +146,9 @@ fn too_large(bytes: &[u8], limits: &HeadLimits) -> FramingFault {
 pub enum Following {
     /// So many bytes of body, often none.
     Body(u64),
-    /// Chunks, or another protocol: only who reads it knows where it ends.
+    /// Chunks, which say themselves where they end.
+    Chunks,
+    /// Another protocol: it has no end.
     Open,
 }
 
@@ -235,20 +241,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn check(&mut self, line: &'a [u8]) -> Result<(), FramingFault> {
-        if matches!(line[0], b' ' | b'\t') {
-            return Err(FramingFault::ObsoleteFold);
-        }
-        let colon = memchr::memchr(b':', line).ok_or(FramingFault::FieldName)?;
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
-            return Err(FramingFault::FieldName);
-        }
-        if line[colon + 1..]
-            .iter()
-            .any(|byte| byte.is_ascii_control() && *byte != b'\t')
-        {
-            return Err(FramingFault::ControlByte);
-        }
+        let (name, value) = split_field(line)?;
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => set_once(&mut self.host, value, FramingFault::Host),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
@@ -285,14 +278,51 @@ impl<'a> Fields<'a> {
             None if version == Version::Http10 => {}
             _ => return Err(FramingFault::Host),
         }
-        if self.upgrade || self.transfer_encoding.is_some() {
-            return Ok(Following::Open);
+        if self.transfer_encoding.is_some() {
+            return Ok(Following::Chunks);
         }
         let length = self.content_length.and_then(|digits| std::str::from_utf8(digits).ok());
-        Ok(Following::Body(
-            length.and_then(|digits| digits.parse().ok()).unwrap_or(0),
-        ))
+        Ok(match length.and_then(|digits| digits.parse().ok()).unwrap_or(0) {
+            // What has a body is over with it, whatever protocol it asks for.
+            0 if self.upgrade => Following::Open,
+            length => Following::Body(length),
+        })
     }
+}
+
+/// The name and the value of a line that may stand in a head.
+fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), FramingFault> {
+    if matches!(line[0], b' ' | b'\t') {
+        return Err(FramingFault::ObsoleteFold);
+    }
+    let colon = memchr::memchr(b':', line).ok_or(FramingFault::FieldName)?;
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
+        return Err(FramingFault::FieldName);
+    }
+    if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        return Err(FramingFault::ControlByte);
+    }
+    Ok((name, value.trim_ascii()))
+}
+
+/// Whether a line may stand behind the last chunk: a field, and none that says where a request goes, ends or comes from.
+pub fn is_trailer(line: &[u8]) -> bool {
+    const FORBIDDEN: [&[u8]; 12] = [
+        b"authorization",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    ];
+    split_field(line).is_ok_and(|(name, _)| !FORBIDDEN.iter().any(|one| name.eq_ignore_ascii_case(one)))
 }
 
 fn set_once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8], fault: FramingFault) -> Result<(), FramingFault> {
@@ -300,6 +330,25 @@ fn set_once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8], fault: FramingFaul
         None => Ok(()),
         Some(_) => Err(fault),
     }
+}
+
+/// Refuses an upstream's answer whose end a client could see elsewhere than we do: one with another coding than a single `chunked`, or that
+/// changes the protocol where nobody asked for that.
+pub fn check_answer(answer: &ResponseHeader, may_upgrade: impl FnOnce() -> bool) -> pingora::Result<()> {
+    let mut codings = answer.headers.get_all(TRANSFER_ENCODING).iter();
+    let is_clear = match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    };
+    let fault = if !is_clear {
+        "the answer has an unknown transfer coding"
+    } else if answer.status == StatusCode::SWITCHING_PROTOCOLS && !may_upgrade() {
+        "the answer changes the protocol unasked"
+    } else {
+        return Ok(());
+    };
+    Err(Error::explain(ErrorType::InvalidHTTPHeader, fault).into_up())
 }
 
 /// `Connection` may speak of the connection only: naming another field would have it removed on the way.

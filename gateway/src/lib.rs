@@ -12,6 +12,7 @@ pub mod auth;
 pub mod balance;
 pub mod body;
 pub mod certificate;
+pub mod chunks;
 pub mod compression;
 pub mod config;
 pub mod connection;

@@ -155,7 +155,14 @@ fn what_follows_is_known() {
     };
     assert_eq!(following(""), Following::Body(0));
     assert_eq!(following("Content-Length: 017\r\n"), Following::Body(17));
-    assert_eq!(following("Transfer-Encoding: chunked\r\n"), Following::Open);
+    assert_eq!(following("Transfer-Encoding: chunked\r\n"), Following::Chunks);
+    for (body, expected) in [
+        ("Content-Length: 2\r\n", Following::Body(2)),
+        ("Transfer-Encoding: chunked\r\n", Following::Chunks),
+    ] {
+        let fields = format!("Connection: upgrade\r\nUpgrade: websocket\r\n{body}");
+        assert_eq!(following(&fields), expected, "a body ends all the same");
+    }
     assert_eq!(
         following("Connection: upgrade\r\nUpgrade: websocket\r\n"),
         Following::Open

@@ -8,6 +8,9 @@ use crate::support::http2::{
 };
 use crate::support::{Gateway, Issuer, Reply, Setup, Upstream, setup};
 
+const PRIORITY: u8 = 2;
+const WINDOW_UPDATE: u8 = 8;
+
 /// Memory an attack may make the process keep, in bytes. The allocator keeps some of what was freed, in each thread; the answers
 /// that nobody takes would be 240 MiB.
 const GROWTH_MAX: u64 = 32 << 20;
@@ -178,6 +181,163 @@ async fn a_body_that_does_not_come_is_408_and_the_others_of_its_connection_go_on
 }
 
 #[tokio::test]
+async fn a_large_body_that_trickles_is_over_when_its_time_is() {
+    let setup = setup(&[("LIMITS__BODY_TIMEOUT_MS", "700")]).await;
+    let mut connection = Http2::connect(&setup.gateway).await;
+    let token = format!("Bearer {}", setup.issuer.token(7));
+    let mut head = request("POST", "/api/chat/1/messages", &[("content-length", "100000")]);
+    head.extend(long_field("authorization", &token));
+    connection.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    for _ in 0..6 {
+        connection.send(&frame(DATA, 0, 1, &[b'a'; 10_000])).await;
+    }
+    let started = Instant::now();
+    let refused = loop {
+        connection.send(&frame(DATA, 0, 1, b"a")).await;
+        let next = tokio::time::timeout(Duration::from_millis(50), connection.next()).await;
+        if let Ok(Some(frame)) = next
+            && (frame.kind == DATA || frame.kind == RST_STREAM)
+        {
+            break frame;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "a byte now and then keeps the request open"
+        );
+    };
+    assert!(
+        String::from_utf8_lossy(&refused.payload).contains("request_timeout"),
+        "{refused:?}"
+    );
+    assert!(setup.upstream.requests().is_empty(), "half a request is none");
+}
+
+/// A literal field that is longer than [`block`] takes.
+fn long_field(name: &str, value: &str) -> Vec<u8> {
+    let mut bytes = vec![0, u8::try_from(name.len()).unwrap()];
+    bytes.extend_from_slice(name.as_bytes());
+    let mut rest = value.len() - 127;
+    bytes.push(127);
+    while rest >= 128 {
+        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).unwrap());
+    bytes.extend_from_slice(value.as_bytes());
+    bytes
+}
+
+/// Frames that cost nothing to send, each a flood of its own beside a request that is not over.
+#[tokio::test]
+async fn floods_of_frames_that_say_nothing_harm_nobody() {
+    let setup = setup(&[]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    let before = setup.upstream.requests().len();
+    for (name, one) in [
+        ("empty data", frame(DATA, 0, 1, &[])),
+        (
+            "padded empty data",
+            frame(DATA, 8, 1, &[[255].as_slice(), &[0; 255]].concat()),
+        ),
+        (
+            "window updates of the connection",
+            frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+        ),
+        ("window updates of a stream", frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])),
+        (
+            "windows beyond what there is",
+            frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
+        ),
+        ("priorities", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),
+        (
+            "priorities of streams that are not",
+            frame(PRIORITY, 0, 2_001, &[0, 0, 0, 0, 1]),
+        ),
+        ("frames nobody knows", frame(0xfa, 0, 0, &[0; 100])),
+        (
+            "resets of a stream that is not",
+            frame(RST_STREAM, 0, 2_001, &[0, 0, 0, 8]),
+        ),
+        ("acknowledged pings nobody sent", frame(PING, 1, 0, &[0; 8])),
+        (
+            "heads of one stream",
+            frame(HEADERS, END_HEADERS, 1, &request("POST", "/api/signin", &[])),
+        ),
+    ] {
+        let mut connection = Http2::connect(&setup.gateway).await;
+        let head = request("POST", "/api/signin", &[]);
+        connection.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+        flood(&mut connection, &one.repeat(1_000), 50).await;
+        unharmed.check(name, &setup.gateway).await;
+    }
+    let signed_in = setup.upstream.requests().into_iter().skip(before);
+    let signed_in = signed_in.filter(|request| request.target() == "/api/signin").count();
+    assert_eq!(signed_in, 0, "none of these was a request");
+}
+
+/// Has the gateway reset its own streams ("made you reset"): each is over for the protocol and goes on behind it.
+#[tokio::test]
+async fn resets_the_gateway_is_made_to_send_are_bounded() {
+    let setup = setup(&[("RATE_LIMITS__READ", "{requests=1000000,window_seconds=1}")]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    let before = setup.upstream.requests().len();
+    let mut connection = Http2::connect(&setup.gateway).await;
+    let head = request("GET", "/openapi.json", &[]);
+    let mut all = Vec::new();
+    for stream in (1..20_000_u32).step_by(2) {
+        all.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &head));
+        // An increment of nothing is an error of the stream.
+        all.extend(frame(WINDOW_UPDATE, 0, stream, &[0; 4]));
+    }
+    connection.flood(&all, Duration::from_secs(10)).await;
+    while connection.next().await.is_some() {}
+    unharmed.check("made to reset", &setup.gateway).await;
+    let served = setup.upstream.requests().len() - before;
+    assert!(served < 2_500, "{served} of 10,000 reset requests reached the upstream");
+}
+
+/// A small block that stands for a large head: one field put into the table, then named again and again.
+#[tokio::test]
+async fn a_small_block_that_stands_for_a_large_head_is_refused() {
+    let setup = setup(&[]).await;
+    let unharmed = Unharmed::before(&setup.gateway).await;
+    let before = setup.upstream.requests().len();
+    for (stream, times) in [(1_u32, 40), (3, 4_000), (5, 16_000)] {
+        let mut connection = Http2::connect(&setup.gateway).await;
+        let mut head = request("GET", "/openapi.json", &[]);
+        let mut field = long_field("x", &"a".repeat(3_900));
+        // With a place in the table, which is then the first of the dynamic ones.
+        field[0] = 0x40;
+        head.extend(field);
+        head.extend(std::iter::repeat_n(0xbe, times));
+        for (part, piece) in head.chunks(16_000).enumerate() {
+            let last = if (part + 1) * 16_000 >= head.len() {
+                END_HEADERS
+            } else {
+                0
+            };
+            let (kind, flags) = if part == 0 {
+                (HEADERS, END_STREAM | last)
+            } else {
+                (CONTINUATION, last)
+            };
+            connection.send(&frame(kind, flags, stream, piece)).await;
+        }
+        let answer = connection
+            .find(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY))
+            .await;
+        assert!(
+            answer
+                .as_ref()
+                .is_none_or(|frame| frame.kind != HEADERS || frame.payload.first() != Some(&0x88)),
+            "{times}: {answer:?}"
+        );
+    }
+    assert_eq!(setup.upstream.requests().len(), before);
+    unharmed.check("large heads", &setup.gateway).await;
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_holds_nothing() {
     let issuer = Issuer::start().await;
     let body = "x".repeat(8 << 20);
@@ -231,6 +391,42 @@ fn tricks() -> Vec<(&'static str, Vec<u8>)> {
         ("te other than trailers", get(&[("te", "gzip")])),
         ("another host", get(&[("host", "other")])),
         ("two lengths", get(&[("content-length", "0"), ("content-length", "5")])),
+        ("signed length", get(&[("content-length", "+0")])),
+        ("length list", get(&[("content-length", "0, 0")])),
+        ("length of a body that does not come", get(&[("content-length", "5")])),
+        ("proxy-connection", get(&[("proxy-connection", "close")])),
+        ("TAB in a name", get(&[("x\ty", "z")])),
+        ("empty name", get(&[("", "z")])),
+        ("DEL in a value", get(&[("x", "a\x7fb")])),
+        ("many crumbs", get(&[("cookie", "a=b"); 150])),
+        (
+            "two authorities",
+            block(&[method, scheme, authority, (":authority", "other"), path]),
+        ),
+        (
+            "two schemes",
+            block(&[method, scheme, (":scheme", "http"), authority, path]),
+        ),
+        (
+            "protocol",
+            block(&[
+                (":method", "CONNECT"),
+                scheme,
+                authority,
+                path,
+                (":protocol", "websocket"),
+            ]),
+        ),
+        ("status", block(&[method, scheme, authority, path, (":status", "200")])),
+        ("no scheme", block(&[method, authority, path])),
+        ("LF in the method", request("GET\n", "/docs", &[])),
+        ("asterisk", request("OPTIONS", "*", &[])),
+        ("backslash in the path", request("GET", "/docs\\x", &[])),
+        ("dots in the path", request("GET", "/x/../docs", &[])),
+        (
+            "list in the authority",
+            block(&[method, scheme, (":authority", "localhost, other"), path]),
+        ),
         (
             "two paths",
             block(&[method, scheme, authority, path, (":path", "/docs")]),

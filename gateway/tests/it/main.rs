@@ -5,6 +5,8 @@
 mod support;
 
 mod access_log;
+mod answers;
+mod check;
 mod clients;
 mod compression;
 mod cors;

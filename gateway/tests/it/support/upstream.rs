@@ -18,6 +18,8 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// These bytes, then the connection ends.
     BytesAndClose(Vec<u8>),
+    /// These bytes, then, when the semaphore gives a permit, those, then the next request.
+    BytesAndLater(Vec<u8>, Arc<Semaphore>, Vec<u8>),
     /// A stream of events, each after the given pause, until the gateway leaves or the list ends.
     Events(Vec<(Duration, String)>),
     /// A stream of events, each when the semaphore gives a permit, until the gateway leaves.
@@ -75,6 +77,7 @@ struct Shared {
     /// Every byte of everything but health checks.
     bytes: Mutex<Vec<u8>>,
     streams: AtomicUsize,
+    later: AtomicUsize,
     healthy: std::sync::atomic::AtomicBool,
 }
 
@@ -115,6 +118,7 @@ impl Upstream {
             requests: Mutex::default(),
             bytes: Mutex::default(),
             streams: AtomicUsize::new(0),
+            later: AtomicUsize::new(0),
             healthy: true.into(),
         });
         let stop = CancellationToken::new();
@@ -146,6 +150,11 @@ impl Upstream {
         self.shared.streams.load(Ordering::SeqCst)
     }
 
+    /// Bytes sent behind whole answers.
+    pub fn bytes_later(&self) -> usize {
+        self.shared.later.load(Ordering::SeqCst)
+    }
+
     pub fn set_healthy(&self, healthy: bool) {
         self.shared.healthy.store(healthy, Ordering::SeqCst);
     }
@@ -157,6 +166,8 @@ impl Upstream {
 }
 
 async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
+    // Else the kernel keeps what is sent behind an answer until that is acknowledged.
+    stream.set_nodelay(true).unwrap();
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut stream, &mut buffer, &shared).await {
         if request.target() == "/health/simple" {
@@ -178,6 +189,16 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
                 if stream.write_all(&bytes).await.is_err() {
                     return;
                 }
+            }
+            Reply::BytesAndLater(bytes, permits, later) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    return;
+                }
+                permits.acquire().await.unwrap().forget();
+                if stream.write_all(&later).await.is_err() {
+                    return;
+                }
+                shared.later.fetch_add(later.len(), Ordering::SeqCst);
             }
             Reply::BytesAndClose(bytes) => {
                 let _ = stream.write_all(&bytes).await;

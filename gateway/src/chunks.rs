@@ -1,0 +1,210 @@
+//! Where a chunked body ends, byte by byte, before a parser that forgives reads it.
+//!
+//! Whatever a proxy in front of us could read differently (line feeds within extensions, spaces around sizes, fields behind the last
+//! chunk that speak of the body) is a fault. What comes after the body is not the body's, so it waits for its own check.
+
+use crate::framing;
+
+/// Hexadecimal digits of a size.
+const DIGITS_MAX: usize = 16;
+/// Bytes of extensions and trailers of one body: nobody reads them.
+const OVERHEAD_MAX: usize = 8 * 1_024;
+
+/// The body is not chunked as RFC 9112 section 7.1 has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the chunked framing of the body is broken")]
+pub struct ChunkFault;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Size { digits: usize },
+    Extension,
+    SizeEnd,
+    Data,
+    DataEnd,
+    DataEndFeed,
+    Trailer,
+    Ended,
+}
+
+/// Follows one body.
+#[derive(Debug)]
+pub struct Chunks {
+    state: State,
+    /// Of the chunk under way, what is to come of it.
+    left: u64,
+    overhead: usize,
+    /// A field behind the last chunk, as far as it is there.
+    field: Vec<u8>,
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self {
+            state: State::Size { digits: 0 },
+            left: 0,
+            overhead: 0,
+            field: Vec::new(),
+        }
+    }
+}
+
+impl Chunks {
+    /// Takes the next bytes; returns how many of them are the body's when it ends among them.
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<Option<usize>, ChunkFault> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.state == State::Ended {
+                break;
+            }
+            if self.state == State::Data {
+                let rest = (bytes.len() - at) as u64;
+                let part = rest.min(self.left);
+                self.left -= part;
+                at += usize::try_from(part).unwrap_or(usize::MAX);
+                if self.left == 0 {
+                    self.state = State::DataEnd;
+                }
+                continue;
+            }
+            self.state = self.next(bytes[at])?;
+            at += 1;
+        }
+        Ok((self.state == State::Ended).then_some(at))
+    }
+
+    fn next(&mut self, byte: u8) -> Result<State, ChunkFault> {
+        match (self.state, byte) {
+            (State::Size { digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < DIGITS_MAX => {
+                let digit = char::from(byte).to_digit(16).unwrap_or_default();
+                self.left = self.left << 4 | u64::from(digit);
+                Ok(State::Size { digits: digits + 1 })
+            }
+            (State::Size { digits: 1.. } | State::Extension, b'\r') => Ok(State::SizeEnd),
+            (State::Size { digits: 1.. }, b';') | (State::Extension, b'\t' | 0x20..=0x7e | 0x80..) => {
+                self.charge(State::Extension)
+            }
+            (State::SizeEnd, b'\n') if self.left == 0 => Ok(State::Trailer),
+            (State::SizeEnd, b'\n') => Ok(State::Data),
+            (State::DataEnd, b'\r') => Ok(State::DataEndFeed),
+            (State::DataEndFeed, b'\n') => Ok(State::Size { digits: 0 }),
+            (State::Trailer, byte) => self.trailer(byte),
+            _ => Err(ChunkFault),
+        }
+    }
+
+    fn trailer(&mut self, byte: u8) -> Result<State, ChunkFault> {
+        if byte != b'\n' {
+            self.field.push(byte);
+            return self.charge(State::Trailer);
+        }
+        let line = self.field.strip_suffix(b"\r").ok_or(ChunkFault)?;
+        if line.is_empty() {
+            return Ok(State::Ended);
+        }
+        if !framing::is_trailer(line) {
+            return Err(ChunkFault);
+        }
+        self.field.clear();
+        Ok(State::Trailer)
+    }
+
+    /// Counts a byte that carries nothing.
+    fn charge(&mut self, state: State) -> Result<State, ChunkFault> {
+        self.overhead += 1;
+        if self.overhead > OVERHEAD_MAX {
+            return Err(ChunkFault);
+        }
+        Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict for the whole at once, which must be that for any cut of it.
+    fn end(bytes: &[u8]) -> Result<Option<usize>, ChunkFault> {
+        let whole = Chunks::default().follow(bytes);
+        for cut in 0..=bytes.len() {
+            let mut chunks = Chunks::default();
+            let parts = chunks.follow(&bytes[..cut]).and_then(|first| match first {
+                Some(end) => Ok(Some(end)),
+                None => Ok(chunks.follow(&bytes[cut..])?.map(|end| cut + end)),
+            });
+            assert_eq!(parts, whole, "{:?} cut at {cut}", String::from_utf8_lossy(bytes));
+        }
+        whole
+    }
+
+    #[test]
+    fn a_body_ends_where_its_last_chunk_says() {
+        for (body, after) in [
+            ("0\r\n\r\n", ""),
+            ("2\r\n{}\r\n0\r\n\r\n", "GET / HTTP/1.1\r\n"),
+            ("A\r\n0123456789\r\n00\r\n\r\n", "x"),
+            ("2;name=value; other=\"quoted\"\r\n{}\r\n0;last\r\n\r\n", "0\r\n\r\n"),
+            ("1\r\n\n\r\n0\r\nX-Checksum: abc\r\nY:\r\n\r\n", "\r\n"),
+        ] {
+            assert_eq!(
+                end(format!("{body}{after}").as_bytes()),
+                Ok(Some(body.len())),
+                "{body:?}"
+            );
+        }
+        assert_eq!(end(b"5\r\nabc"), Ok(None));
+        assert_eq!(end(b""), Ok(None));
+    }
+
+    #[test]
+    fn whatever_could_be_read_otherwise_is_a_fault() {
+        for body in [
+            "\r\n",
+            ";x\r\n",
+            " 2\r\n{}\r\n0\r\n\r\n",
+            "2 \r\n{}\r\n0\r\n\r\n",
+            "2\t;x\r\n{}\r\n0\r\n\r\n",
+            "0x2\r\n{}\r\n0\r\n\r\n",
+            "+2\r\n{}\r\n",
+            "-1\r\n",
+            "2\n{}\r\n0\r\n\r\n",
+            "2\r{}\r\n0\r\n\r\n",
+            "2;a\n\r\n{}\r\n0\r\n\r\n",
+            "2;a\nxx\r\n{}\r\n0\r\n\r\n",
+            "2;a\0b\r\n{}\r\n0\r\n\r\n",
+            "2;a\rb\r\n{}\r\n0\r\n\r\n",
+            "2\r\n{}\n0\r\n\r\n",
+            "2\r\n{}0\r\n\r\n",
+            "2\r\n{}XX\r\n0\r\n\r\n",
+            "2\r\n{}\r\n\r\n",
+            "00000000000000002\r\n{}\r\n0\r\n\r\n",
+            "0\r\n\n",
+            "0\r\n\r\r\n",
+            "0\r\nX: a\n\r\n",
+            "0\r\nX: a\r\n b\r\n\r\n",
+            "0\r\nX : a\r\n\r\n",
+            "0\r\nno colon\r\n\r\n",
+            "0\r\n: no name\r\n\r\n",
+            "0\r\nX: a\0b\r\n\r\n",
+            "0\r\nContent-Length: 5\r\n\r\n",
+            "0\r\ntransfer-encoding: chunked\r\n\r\n",
+            "0\r\nHost: other\r\n\r\n",
+            "0\r\nAuthorization: Bearer x\r\n\r\n",
+        ] {
+            assert_eq!(end(body.as_bytes()), Err(ChunkFault), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_carries_nothing_is_bounded() {
+        let long = "x".repeat(OVERHEAD_MAX);
+        assert!(Chunks::default().follow(format!("2;{long}\r\n").as_bytes()).is_err());
+        assert!(
+            Chunks::default()
+                .follow(format!("0\r\nX: {long}\r\n").as_bytes())
+                .is_err()
+        );
+        let many = "1;extension\r\nx\r\n".repeat(1_000);
+        assert!(Chunks::default().follow(many.as_bytes()).is_err());
+    }
+}
