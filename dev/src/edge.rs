@@ -96,6 +96,10 @@ fn tls(platform: &Platform) -> anyhow::Result<Vec<String>> {
             "--reneg",
             "--robot",
             "--early_data",
+            "--ems",
+            "--elliptic_curves",
+            "--resum",
+            "--http_headers",
         ])
         .arg("--json_out")
         .arg(&file)
@@ -174,10 +178,44 @@ fn weaknesses(scan: &Value) -> Vec<String> {
             found.push(format!("{command}: {field} is {value}"));
         }
     }
+    found.extend(missing(scan));
     let robot = scan["robot"]["result"]["robot_result"].as_str().unwrap_or("unknown");
     show(&format!("  robot: {robot}"));
     if !robot.starts_with("NOT_VULNERABLE") {
         found.push(format!("robot: {robot}"));
+    }
+    found
+}
+
+/// What a scan should have found and did not.
+fn missing(scan: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    let curves = scan["elliptic_curves"]["result"]["supported_curves"].as_array();
+    let curves: Vec<&str> = curves
+        .into_iter()
+        .flatten()
+        .filter_map(|curve| curve["name"].as_str())
+        .collect();
+    show(&format!("  elliptic_curves: {}", curves.join(", ")));
+    // RFC 8422 and RFC 8446 leave these; the others are too short or nobody's.
+    const SOUND: [&str; 5] = ["X25519", "X448", "prime256v1", "secp384r1", "secp521r1"];
+    if curves.is_empty() || curves.iter().any(|curve| !SOUND.contains(curve)) {
+        found.push(format!("elliptic_curves: {curves:?}"));
+    }
+    let secret = &scan["tls_extended_master_secret"]["result"]["supports_ems_extension"];
+    let transport = &scan["http_headers"]["result"]["strict_transport_security_header"]["max_age"];
+    let tickets = &scan["session_resumption"]["result"]["tls_ticket_resumption_result"];
+    show(&format!(
+        "  extended master secret: {secret}; HSTS: {transport} s; resumption by tickets: {tickets}"
+    ));
+    if secret != true {
+        found.push(format!("extended master secret: {secret}"));
+    }
+    if transport.as_u64().is_none_or(|seconds| seconds < 15_768_000) {
+        found.push(format!("HSTS for half a year at least: {transport}"));
+    }
+    if tickets != "FULLY_SUPPORTED" {
+        found.push(format!("resumption by tickets: {tickets}"));
     }
     found
 }

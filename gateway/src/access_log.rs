@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use http::Method;
 use opentelemetry::KeyValue;
+use opentelemetry::trace::TraceId;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use crate::connection::Facts;
 use crate::identity::Identity;
 use crate::metrics::{Metrics, Outcome};
+use crate::policy::Policy;
 use crate::request::RequestContext;
 
 /// The status logged when the client left before it got an answer.
@@ -33,7 +35,8 @@ pub fn record(session: &Session, context: &mut RequestContext, failed: Option<&p
     if let Some(reason) = context.refused {
         metrics.refused(reason);
     }
-    if context.open_stream.take().is_some() {
+    let is_stream = context.open_stream.take().is_some();
+    if is_stream {
         metrics.stream_ended(total);
     }
     let facts = Facts::of(session);
@@ -45,13 +48,21 @@ pub fn record(session: &Session, context: &mut RequestContext, failed: Option<&p
         bytes_out: session.as_downstream().body_bytes_sent(),
         tls: facts.map_or(Duration::ZERO, |facts| facts.handshake),
         total,
+        is_stream,
         failed,
     });
     end_span(context, outcome, request);
 }
 
 /// Records a request that was refused before it was one.
-pub fn record_unparsed(identity: &Identity, status: u16, reason: &'static str, total: Duration, metrics: &Metrics) {
+pub fn record_unparsed(
+    policy: &Policy,
+    identity: &Identity,
+    status: u16,
+    reason: &'static str,
+    total: Duration,
+    metrics: &Metrics,
+) {
     let outcome = Outcome {
         method: "_OTHER",
         route: crate::request::UNMATCHED,
@@ -60,6 +71,9 @@ pub fn record_unparsed(identity: &Identity, status: u16, reason: &'static str, t
     };
     metrics.request(outcome, total);
     metrics.refused(reason);
+    if !is_wanted(policy, Some(identity), outcome.route, status, total) {
+        return;
+    }
     let _traced = identity.trace.of_log_lines();
     tracing::info!(
         target: "access",
@@ -123,16 +137,44 @@ struct Line<'a> {
     bytes_out: usize,
     tls: Duration,
     total: Duration,
+    is_stream: bool,
     failed: Option<&'a pingora::Error>,
 }
 
+/// Whether a request gets a line. What failed or was slow always does; of the others as many as configured, the same ones at every
+/// gateway on the way.
+fn is_wanted(policy: &Policy, identity: Option<&Identity>, template: &str, status: u16, total: Duration) -> bool {
+    let settings = &policy.config.access_log;
+    if status >= 500 || total.as_millis() >= u128::from(settings.slow_ms) {
+        return true;
+    }
+    let percent = if status >= 400 {
+        settings.sample_refused_percent
+    } else if !policy.silent.is_empty() && policy.silent.contain(template) {
+        return false;
+    } else {
+        settings.sample_percent
+    };
+    // Most take all.
+    percent >= 100.0 || identity.is_some_and(|identity| percent_of(identity.trace.id()) < percent)
+}
+
+/// Where in 0 to 100 a trace stands: its last bytes are random.
+fn percent_of(trace: TraceId) -> f64 {
+    let [.., a, b, c, d] = trace.to_bytes();
+    f64::from(u32::from_be_bytes([a, b, c, d])) / (f64::from(u32::MAX) + 1.0) * 100.0
+}
+
 fn line(line: &Line<'_>) {
-    // Building the fields is most of the cost.
-    if !tracing::enabled!(target: "access", tracing::Level::INFO) {
+    let (context, status) = (line.context, line.outcome.status);
+    let identity = context.identity.as_ref();
+    // Building the fields is most of the cost. A stream is long, not slow.
+    let total = if line.is_stream { Duration::ZERO } else { line.total };
+    if !tracing::enabled!(target: "access", tracing::Level::INFO)
+        || (line.failed.is_none() && !is_wanted(&context.policy, identity, line.outcome.route, status, total))
+    {
         return;
     }
-    let context = line.context;
-    let identity = context.identity.as_ref();
     let _traced = identity.map(|identity| identity.trace.of_log_lines());
     tracing::info!(
         target: "access",
@@ -174,5 +216,48 @@ pub fn known_method(method: &Method) -> &'static str {
         Method::HEAD => "HEAD",
         Method::OPTIONS => "OPTIONS",
         _ => "_OTHER",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AccessLog, Config};
+    use crate::identity::Identifier;
+
+    #[test]
+    fn failures_and_slow_requests_are_always_wanted_and_others_as_configured() {
+        let config = Config {
+            access_log: AccessLog {
+                sample_percent: 10.0,
+                sample_refused_percent: 0.0,
+                slow_ms: 50,
+                silent_routes: vec!["/health*".to_owned()],
+            },
+            ..Config::default()
+        };
+        let policy = Policy::new(config, None);
+        let identifier = Identifier::new(Vec::new());
+        let peer = "192.0.2.1".parse().unwrap();
+        let count = |template: &str, status, milliseconds| {
+            let wanted = |_: &u32| {
+                let identity = identifier.identify(peer, &http::HeaderMap::new());
+                is_wanted(
+                    &policy,
+                    Some(&identity),
+                    template,
+                    status,
+                    Duration::from_millis(milliseconds),
+                )
+            };
+            (0..2_000).filter(wanted).count()
+        };
+        assert_eq!(count("/api/me", 500, 1), 2_000);
+        assert_eq!(count("/health", 503, 1), 2_000);
+        assert_eq!(count("/api/me", 200, 50), 2_000);
+        assert_eq!(count("/api/me", 401, 1), 0);
+        assert_eq!(count("/health/simple", 200, 1), 0);
+        let sampled = count("/api/me", 200, 1);
+        assert!((100..=320).contains(&sampled), "about 200: {sampled}");
     }
 }

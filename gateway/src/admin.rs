@@ -13,7 +13,9 @@ use crate::routes::Routes;
 
 /// The routes.
 pub fn router(routes: &'static Routes, reloader: Arc<Reloader>) -> Router {
-    let list = move || async move { Json(routes.describe()) };
+    let list = move |State(reloader): State<Arc<Reloader>>| async move {
+        Json(routes.describe(reloader.policy.load().has_web()))
+    };
     Router::new()
         .route("/routes", get(list))
         .route("/upstreams", get(upstreams))

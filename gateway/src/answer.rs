@@ -19,6 +19,7 @@ use crate::identity::{Identity, REQUEST_ID, TRACE_RESPONSE};
 use crate::policy::Policy;
 use crate::rate_limit::Limits;
 use crate::request::RequestContext;
+use crate::routes::Route;
 
 /// Put on every answer. The content policy yields to an upstream's own (a documentation page needs its scripts).
 const SECURITY: [(HeaderName, HeaderValue); 4] = [
@@ -30,6 +31,8 @@ const SECURITY: [(HeaderName, HeaderValue); 4] = [
     (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
 ];
+/// For pages of a web client that say nothing themselves: they need their own scripts and styles.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static("frame-ancestors 'none'; object-src 'none'; base-uri 'self'");
 const CONTENT_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 
 /// A request the gateway does not pass on, and why.
@@ -133,7 +136,9 @@ impl<'a> Marks<'a> {
         for (name, value) in SECURITY {
             fields.insert(name, value);
         }
-        fields.entry(CONTENT_SECURITY_POLICY).or_insert(CONTENT_POLICY);
+        let is_page = context.upstream.is_some() && context.route.is_some_and(Route::is_web);
+        let policy = if is_page { PAGE_POLICY } else { CONTENT_POLICY };
+        fields.entry(CONTENT_SECURITY_POLICY).or_insert(policy);
         if let Some(identity) = &context.identity {
             fields.insert(REQUEST_ID, identity.request_id.clone());
             fields.insert(TRACE_RESPONSE, identity.trace.header());

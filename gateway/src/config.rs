@@ -37,6 +37,7 @@ pub struct Config {
     pub rate_limits: RateLimits,
     pub cors: Cors,
     pub compression: Compression,
+    pub access_log: AccessLog,
     pub drain: Drain,
     /// Networks (CIDR) of proxies in front of us whose `x-forwarded-for`, `x-request-id` and `traceparent` are believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -71,6 +72,7 @@ impl Default for Config {
             rate_limits: RateLimits::default(),
             cors: Cors::default(),
             compression: Compression::default(),
+            access_log: AccessLog::default(),
             drain: Drain::default(),
             trusted_proxies: Vec::new(),
             proxy_protocol: Vec::new(),
@@ -126,6 +128,8 @@ pub struct Tls {
     pub sessions: usize,
     /// PEM file of authorities: every client must bring a certificate of one of them.
     pub client_ca: Option<PathBuf>,
+    /// When not empty, only clients of these routes must, as the admin listener's `/routes` lists them; `*` at the end stands for any rest.
+    pub client_routes: Vec<String>,
 }
 
 /// One certificate and its key.
@@ -146,6 +150,7 @@ impl Default for Tls {
             handshake_timeout_ms: 10_000,
             sessions: 10_000,
             client_ca: None,
+            client_routes: Vec::new(),
         }
     }
 }
@@ -190,6 +195,8 @@ pub struct Upstreams {
     pub chat: Vec<Upstream>,
     pub notify: Vec<Upstream>,
     pub indexer: Vec<Upstream>,
+    /// Whoever serves the pages of a web client: `GET` of every path that is not ours. None by default: such paths are 404.
+    pub web: Vec<Upstream>,
     /// Pause between two health checks of a healthy upstream, 100 to 60,000 ms.
     pub health_interval_ms: u64,
     /// Longest health check, 50 to 30,000 ms.
@@ -229,6 +236,7 @@ impl Upstreams {
             Group::Chat => &self.chat,
             Group::Notify => &self.notify,
             Group::Indexer => &self.indexer,
+            Group::Web => &self.web,
         }
     }
 }
@@ -239,6 +247,7 @@ impl Default for Upstreams {
             chat: vec![UpstreamForm::Address("127.0.0.1:6688".to_owned()).into()],
             notify: vec![UpstreamForm::Address("127.0.0.1:6687".to_owned()).into()],
             indexer: vec![UpstreamForm::Address("127.0.0.1:6689".to_owned()).into()],
+            web: Vec::new(),
             health_interval_ms: 1_000,
             health_timeout_ms: 2_000,
             connect_timeout_ms: 1_000,
@@ -326,6 +335,8 @@ pub struct RateLimits {
     pub refused: RateLimit,
     /// Whether replicas tell each other what they let through, so that a limit is the platform's.
     pub shared: bool,
+    /// What happens while they cannot, with NATS away: each counts for itself, or (`false`) requests with a limit are refused.
+    pub fail_open: bool,
     /// Keys remembered per class, 100 to 10,000,000; beyond, new ones share a few buckets.
     pub keys: usize,
 }
@@ -345,6 +356,7 @@ impl Default for RateLimits {
             workspace: per_minute(60_000),
             refused: per_minute(120),
             shared: true,
+            fail_open: true,
             keys: 200_000,
         }
     }
@@ -397,6 +409,31 @@ impl Default for Compression {
         Self {
             level: 3,
             bytes_min: 1_024,
+        }
+    }
+}
+
+/// `[access_log]`: which requests get a line. Answers from 500 on, broken ones and slow ones always do.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLog {
+    /// How many of the answers below 400, 0 to 100 percent.
+    pub sample_percent: f64,
+    /// How many of the answers from 400 to 499, refusals among them, 0 to 100 percent.
+    pub sample_refused_percent: f64,
+    /// A request that takes so long is slow, 1 to 3,600,000 ms.
+    pub slow_ms: u64,
+    /// Routes, as the admin listener's `/routes` lists them, whose answers below 400 get no line.
+    pub silent_routes: Vec<String>,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self {
+            sample_percent: 100.0,
+            sample_refused_percent: 100.0,
+            slow_ms: 1_000,
+            silent_routes: Vec::new(),
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::millis;
 use crate::endpoint::Endpoint;
 use crate::metrics::Metrics;
+use crate::routes::Group;
 use crate::upstreams::Upstreams;
 
 /// How often names are resolved again.
@@ -56,9 +57,12 @@ pub async fn run(upstreams: Arc<Upstreams>, metrics: Arc<Metrics>, shutdown: Can
 }
 
 async fn check(client: &reqwest::Client, timeout: Duration, endpoint: &Endpoint) {
-    let request = client.get(format!("http://{}/health/simple", endpoint.address));
+    // Who serves pages has no health of ours to tell: any answer but a failure will do.
+    let is_web = endpoint.group == Group::Web;
+    let path = if is_web { "/" } else { "/health/simple" };
+    let request = client.get(format!("http://{}{path}", endpoint.address));
     match request.timeout(timeout).send().await {
-        Ok(answer) if answer.status().is_success() => endpoint.heal(),
+        Ok(answer) if answer.status().is_success() || (is_web && !answer.status().is_server_error()) => endpoint.heal(),
         Ok(answer) => {
             endpoint.unhealthy(&format!("health check answered {}", answer.status()));
         }

@@ -1,6 +1,6 @@
 //! Who and what a request is: its id, its trace, the client's address; and what of that an upstream may be told by whom.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -107,7 +107,7 @@ impl Identifier {
             .filter_map(|line| line.to_str().ok())
             .collect();
         for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-            let Ok(address) = hop.trim().parse::<IpAddr>() else {
+            let Some(address) = address_of(hop.trim()) else {
                 break;
             };
             client = address.to_canonical();
@@ -117,6 +117,13 @@ impl Identifier {
         }
         client
     }
+}
+
+/// The address of a hop, which some proxies write with its port.
+fn address_of(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = bare.unwrap_or(hop).parse();
+    address.or_else(|_| hop.parse::<SocketAddr>().map(|hop| hop.ip())).ok()
 }
 
 /// Whether a request id can be kept: 8 to 128 of `A-Z a-z 0-9 . _ -`.
@@ -307,6 +314,18 @@ mod tests {
         assert_eq!(identity.request_id, "chosen-by-client");
         let mapped = identifier().identify("::ffff:10.2.2.2".parse().unwrap(), &headers(&CLAIMS));
         assert_eq!(mapped.client.to_string(), "203.0.113.9");
+        for (hop, client) in [
+            ("203.0.113.9:5555", "203.0.113.9"),
+            ("[2001:db8::9]:5555", "2001:db8::9"),
+            ("[2001:db8::9]", "2001:db8::9"),
+            ("2001:db8::9", "2001:db8::9"),
+            ("unknown", "10.2.2.2"),
+            ("_hidden", "10.2.2.2"),
+            ("203.0.113.9:", "10.2.2.2"),
+        ] {
+            let identity = identifier().identify("10.2.2.2".parse().unwrap(), &headers(&[("x-forwarded-for", hop)]));
+            assert_eq!(identity.client.to_string(), client, "{hop}");
+        }
         let odd = identifier().identify(
             "10.2.2.2".parse().unwrap(),
             &headers(&[("x-request-id", "a b"), ("x-forwarded-for", "junk")]),

@@ -33,6 +33,9 @@ use crate::proxy::Edge;
 use crate::proxy_protocol;
 use crate::workers::Workers;
 
+/// How long a kept HTTP/1 connection that is idle when the drain begins is open for one more request.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// What connections are bound by.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
@@ -67,10 +70,12 @@ pub struct Acceptor {
 pub struct Counts(Mutex<HashMap<u128, usize>>);
 
 /// Counts one connection until it is dropped.
-struct Counted(Arc<Counts>, u128);
+#[derive(Debug)]
+pub struct Counted(Arc<Counts>, u128);
 
 impl Counts {
-    fn enter(self: &Arc<Self>, network: u128, max: usize) -> Option<Counted> {
+    /// Counts a connection of a network, unless it has `max` already.
+    pub fn enter(self: &Arc<Self>, network: u128, max: usize) -> Option<Counted> {
         let mut counts = self.0.lock().ok()?;
         let count = counts.entry(network).or_default();
         if *count >= max {
@@ -92,6 +97,14 @@ impl Drop for Counted {
             }
         }
     }
+}
+
+/// Ends when an idle connection may be closed: some time after the drain has begun, for a request may be on its way. Its answer says that
+/// it is the last.
+async fn last_request(draining: &mut watch::Receiver<bool>) {
+    // An error means that the drain is over.
+    let _ = draining.wait_for(|draining| *draining).await;
+    tokio::time::sleep(LAST_REQUEST).await;
 }
 
 impl Acceptor {
@@ -161,24 +174,14 @@ impl Acceptor {
 
     /// Whose connection this is: the peer's, or whose a load balancer says it is.
     async fn client(&self, stream: &mut TcpStream, peer: SocketAddr, policy: &Policy) -> Option<SocketAddr> {
-        let balancers = &policy.config.proxy_protocol;
-        let address = peer.ip().to_canonical();
-        if !balancers.iter().any(|network| network.contains(&address)) {
-            return Some(peer);
-        }
-        let header = tokio::time::timeout(policy.connections.handshake, proxy_protocol::read(stream)).await;
-        match header {
-            Ok(Ok(client)) => Some(client.unwrap_or(peer)),
-            Ok(Err(error)) => {
+        let (balancers, within) = (&policy.config.proxy_protocol, policy.connections.handshake);
+        let client = proxy_protocol::client(stream, peer, balancers, within).await;
+        client
+            .inspect_err(|error| {
                 self.metrics.connection_refused("proxy_protocol");
                 tracing::debug!(%peer, %error, "connection without its PROXY protocol header");
-                None
-            }
-            Err(_) => {
-                self.metrics.connection_refused("proxy_protocol");
-                None
-            }
-        }
+            })
+            .ok()
     }
 
     /// Ends some time after `cut`, at another moment for every connection.
@@ -249,7 +252,7 @@ impl Acceptor {
             let head = tokio::select! {
                 biased;
                 head = head::read(&mut stream, limits.patience, &limits.head) => head,
-                _ = draining.wait_for(|draining| *draining) => Err(NoHead::Quiet),
+                () = last_request(&mut draining) => Err(NoHead::Quiet),
             };
             let mut head = match head {
                 Ok(head) => head,
@@ -258,6 +261,7 @@ impl Acceptor {
             };
             match head.following {
                 Following::Body(bytes) => facts.gate.allow(bytes, head.rest),
+                Following::Chunks => facts.gate.allow_chunks(head.rest),
                 Following::Open => head.bytes.unsplit(head.rest),
             }
             let mut session = ServerSession::new_http1(stream);
@@ -276,11 +280,8 @@ impl Acceptor {
 
     async fn refuse(&self, stream: &mut pingora::protocols::Stream, facts: &Facts, refusal: &Refusal) {
         let started = Instant::now();
-        let identity = self
-            .policy
-            .load()
-            .identifier
-            .identify(facts.peer.ip(), &http::HeaderMap::new());
+        let policy = self.policy.load_full();
+        let identity = policy.identifier.identify(facts.peer.ip(), &http::HeaderMap::new());
         let bytes = raw_refusal(refusal, &identity);
         let sent = tokio::time::timeout(Duration::from_secs(5), async {
             stream.write_all(&bytes).await?;
@@ -290,6 +291,7 @@ impl Acceptor {
             Shutdown::shutdown(&mut **stream).await;
         }
         access_log::record_unparsed(
+            &policy,
             &identity,
             refusal.status(),
             refusal.reason,

@@ -13,6 +13,7 @@ use crate::head::Patience;
 use crate::identity::Identifier;
 use crate::listener::ConnectionLimits;
 use crate::rate_limit::Limits;
+use crate::routes::RoutePatterns;
 
 /// The rules of one configuration. A request keeps those it began with.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ pub struct Policy {
     pub cors: Cors,
     pub hosts: Hosts,
     pub addresses: Addresses,
+    /// Routes whose clients must bring a certificate.
+    pub certified: RoutePatterns,
+    /// Routes whose good answers are not logged.
+    pub silent: RoutePatterns,
     pub connections: ConnectionLimits,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
@@ -36,7 +41,13 @@ impl Policy {
     pub fn new(config: Config, former: Option<&Self>) -> Self {
         let unchanged = former.filter(|former| former.config.rate_limits == config.rate_limits);
         let limits = unchanged.map_or_else(
-            || Arc::new(Limits::new(&config.rate_limits)),
+            || {
+                let limits = Limits::new(&config.rate_limits);
+                limits
+                    .usage
+                    .share(former.is_some_and(|former| former.limits.usage.is_shared()));
+                Arc::new(limits)
+            },
             |former| Arc::clone(&former.limits),
         );
         Self {
@@ -45,11 +56,18 @@ impl Policy {
             cors: Cors::new(&config.cors),
             hosts: Hosts::new(&config.hosts),
             addresses: Addresses::new(&config.addresses),
+            certified: RoutePatterns::new(&config.tls.client_routes),
+            silent: RoutePatterns::new(&config.access_log.silent_routes),
             connections: connection_limits(&config),
             body_timeout: millis(config.limits.body_timeout_ms),
             write_timeout: Duration::from_secs(config.limits.write_seconds),
             config,
         }
+    }
+
+    /// Whether pages of a web client are served.
+    pub const fn has_web(&self) -> bool {
+        !self.config.upstreams.web.is_empty()
     }
 
     /// Bounds of a request head.

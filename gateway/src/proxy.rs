@@ -30,7 +30,7 @@ use crate::rate_limit::Principal;
 use crate::request::RequestContext;
 use crate::routes::{Lookup, Route, Routes, Target};
 use crate::upstreams::Upstreams;
-use crate::{body, fields, health, http2, path};
+use crate::{body, fields, framing, health, http2, path};
 
 /// Attempts at upstreams per request.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -74,10 +74,11 @@ impl Edge {
         http2::check(session, context.policy.head())?;
         check_client(session.req_header(), context)?;
         path::check(path_of(session.req_header().raw_path())).map_err(refuse_path)?;
-        let route = match self
-            .routes
-            .find(&session.req_header().method, session.req_header().uri.path())
-        {
+        let route = match self.routes.find(
+            &session.req_header().method,
+            session.req_header().uri.path(),
+            context.policy.has_web(),
+        ) {
             Lookup::Found(route) => route,
             Lookup::WrongMethod { template, .. } if Cors::is_preflight(session.req_header()) => {
                 context.template = template;
@@ -97,6 +98,7 @@ impl Edge {
         };
         context.route = Some(route);
         context.template = route.template;
+        check_certificate(session, context)?;
         match route.target {
             Target::Health => return Ok(Some(health::answer(&self.upstreams))),
             Target::Alive => return Ok(Some(health::alive())),
@@ -119,6 +121,7 @@ impl Edge {
         context.claims = caller.map_err(|refusal| limit_refused(refusal, context))?;
         self.limit(context, route)?;
         let within = context.policy.body_timeout;
+        context.body_deadline = Some(context.started + within);
         context.body_ended = body::receive(session, declared, route.body_bytes_max, within).await?;
         self.enter_group(context, route).await
     }
@@ -145,6 +148,10 @@ impl Edge {
     }
 
     fn limit(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
+        if !context.policy.limits.may_decide() {
+            let detail = "Limits cannot be shared at the moment; try again.";
+            return Err(Refusal::new(Code::Unavailable, "limits_not_shared", detail).retry_after(1));
+        }
         let principal = match (&context.claims, &context.identity) {
             (Some(claims), _) => Principal::User(claims.user_id()),
             (None, Some(identity)) => Principal::of_address(identity.client),
@@ -210,6 +217,19 @@ fn check_client(request: &RequestHeader, context: &RequestContext) -> Result<(),
     ))
 }
 
+/// Whether the client has brought the certificate that its route asks for.
+fn check_certificate(session: &Session, context: &RequestContext) -> Result<(), Refusal> {
+    let certified = &context.policy.certified;
+    if certified.is_empty()
+        || !certified.contain(context.template)
+        || Facts::of(session).is_some_and(|facts| facts.certified)
+    {
+        return Ok(());
+    }
+    let detail = "This route is for clients that bring a certificate.";
+    Err(Refusal::new(Code::Forbidden, "certificate_absent", detail))
+}
+
 /// The path without its query, as it arrived.
 fn path_of(target: &[u8]) -> &[u8] {
     target.split(|byte| *byte == b'?').next().unwrap_or_default()
@@ -259,7 +279,9 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         let max = context.route.map_or(0, |route| route.body_bytes_max);
-        body::count(&mut context.body_bytes, body.as_ref().map_or(0, Bytes::len), max)
+        let deadline = context.body_deadline.filter(|_| !context.body_ended);
+        let bytes = body.as_ref().map_or(0, Bytes::len);
+        body::count(&mut context.body_bytes, bytes, max, deadline)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
@@ -306,13 +328,18 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
+        framing::check_answer(answer, || {
+            context.route.is_some_and(Route::is_stream) && session.as_downstream().is_upgrade_req()
+        })?;
         if answer.status.is_informational() {
             return Ok(());
         }
         context.headers_sent();
         context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
-        if let Some(endpoint) = &context.upstream {
-            endpoint.answered();
+        if let Some(endpoint) = &context.upstream
+            && self.upstreams.answered(endpoint, answer.status)
+        {
+            self.metrics.broke(endpoint.group);
         }
         Marks::of(&context.policy).apply(answer, context);
         if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
@@ -453,7 +480,7 @@ fn refusal_of(error: &Error, context: &RequestContext) -> Option<Refusal> {
             "header",
             "A header field of the request is not valid.",
         )),
-        (E::ReadTimedout, ErrorSource::Downstream) => Some(body::timed_out()),
+        (E::HTTPStatus(408), _) | (E::ReadTimedout, ErrorSource::Downstream) => Some(body::timed_out()),
         (_, ErrorSource::Downstream) => None,
         (
             E::ConnectTimedout | E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::SocketError,

@@ -4,7 +4,9 @@
 //! there could be sent by anybody.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use ipnet::IpNet;
 use ppp::{HeaderResult, v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -24,6 +26,23 @@ pub enum NoHeader {
     Malformed,
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// Whose connection this is: the peer's or, from a balancer, whose it says it is. From anybody else no byte is read.
+pub async fn client<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    peer: SocketAddr,
+    balancers: &[IpNet],
+    within: Duration,
+) -> Result<SocketAddr, NoHeader> {
+    let address = peer.ip().to_canonical();
+    if !balancers.iter().any(|network| network.contains(&address)) {
+        return Ok(peer);
+    }
+    match tokio::time::timeout(within, read(reader)).await {
+        Ok(client) => Ok(client?.unwrap_or(peer)),
+        Err(_) => Err(NoHeader::Absent),
+    }
 }
 
 /// Reads the header and nothing after it. `None` when the balancer speaks for itself (its health checks do).

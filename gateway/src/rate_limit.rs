@@ -120,6 +120,8 @@ pub struct Limits {
     /// For the other replicas.
     pub usage: Usage,
     keys_max: usize,
+    /// Whether requests go on that replicas cannot count together.
+    fail_open: bool,
     clock: DefaultClock,
     full: Notify,
     hasher: OnceLock<RandomState>,
@@ -142,10 +144,16 @@ impl Limits {
             refused: ClassLimiter::new("refused", settings.refused),
             usage: Usage::default(),
             keys_max: settings.keys,
+            fail_open: settings.fail_open || !settings.shared,
             clock: DefaultClock::default(),
             full: Notify::new(),
             hasher: OnceLock::new(),
         }
+    }
+
+    /// Whether requests may be counted at all: with the other replicas or, where that is allowed, without.
+    pub fn may_decide(&self) -> bool {
+        self.fail_open || self.usage.is_shared()
     }
 
     /// Takes one request from the principal's quota and, when that has one, from its workspace's.
@@ -316,6 +324,7 @@ mod tests {
             workspace: limit,
             refused: limit,
             shared: false,
+            fail_open: true,
             keys,
         })
     }

@@ -1,24 +1,33 @@
 //! The plain HTTP listener: it says where to find us by HTTPS, and answers ACME challenges.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fechatter_core::problem::{Code, PROBLEM_JSON};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::Refusal;
 use crate::head::{self, NoHead, Patience};
+use crate::identity::{network_of, new_request_id};
+use crate::listener::{Counted, Counts};
 use crate::policy::{Current, Policy};
+use crate::proxy_protocol;
 
 /// Connections at once: a redirect takes a moment.
 const CONNECTIONS_MAX: usize = 1_024;
+/// Of them, those of one address, so that nobody keeps others from their redirect or an authority from its challenge.
+const CONNECTIONS_PER_ADDRESS: usize = 128;
 
 /// How redirects are made.
 #[derive(Debug, Clone)]
 pub struct Redirect {
     pub policy: Current,
+    pub counts: Arc<Counts>,
 }
 
 /// Redirects until `stop`.
@@ -29,24 +38,48 @@ pub async fn run(redirect: Redirect, listener: TcpListener, stop: CancellationTo
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((mut stream, _)) = accepted else {
+        let Ok((mut stream, peer)) = accepted else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             continue;
         };
+        let Ok(counted) = redirect.count(peer.ip()) else {
+            continue;
+        };
         let redirect = redirect.clone();
         tokio::spawn(async move {
             // Whatever fails here, the client sees a closed connection.
-            let _ = tokio::time::timeout(Duration::from_secs(15), redirect.answer(&mut stream)).await;
-            drop(place);
+            let _ = tokio::time::timeout(Duration::from_secs(15), redirect.answer(&mut stream, peer)).await;
+            drop((place, counted));
         });
     }
 }
 
+/// An address has too many connections.
+struct TooMany;
+
 impl Redirect {
-    async fn answer<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> std::io::Result<()> {
+    /// Counts a connection for its address; those of proxies are many people's.
+    fn count(&self, peer: IpAddr) -> Result<Option<Counted>, TooMany> {
+        let policy = self.policy.load();
+        let address = peer.to_canonical();
+        let is_balancer = || {
+            policy
+                .config
+                .proxy_protocol
+                .iter()
+                .any(|network| network.contains(&address))
+        };
+        if policy.identifier.is_trusted(address) || is_balancer() {
+            return Ok(None);
+        }
+        let counted = self.counts.enter(network_of(address), CONNECTIONS_PER_ADDRESS);
+        counted.map(Some).ok_or(TooMany)
+    }
+
+    async fn answer<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S, peer: SocketAddr) -> std::io::Result<()> {
         let policy = self.policy.load_full();
         let limits = policy.connections;
         let patience = Patience {
@@ -54,10 +87,17 @@ impl Redirect {
             idle: limits.patience.head,
             ..limits.patience
         };
+        let balancers = &policy.config.proxy_protocol;
+        let Ok(client) = proxy_protocol::client(stream, peer, balancers, patience.head).await else {
+            return Ok(());
+        };
+        if !policy.identifier.is_trusted(client.ip()) && !policy.addresses.permit(client.ip()) {
+            return Ok(());
+        }
         let answer = match head::read(stream, patience, &limits.head).await {
             Ok(head) => compose(&head.bytes, &policy).await,
             Err(NoHead::Quiet) => return Ok(()),
-            Err(NoHead::Refused(_)) => empty("400 Bad Request"),
+            Err(NoHead::Refused(refusal)) => refuse(&refusal),
         };
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await?;
@@ -74,7 +114,7 @@ impl Redirect {
 /// The answer to a head that [`head::read`] has let through.
 async fn compose(head: &[u8], policy: &Policy) -> String {
     let Some((target, host)) = std::str::from_utf8(head).ok().and_then(target_and_host) else {
-        return empty("400 Bad Request");
+        return refuse(&Refusal::new(Code::BadRequest, "host", "There must be one Host."));
     };
     if let Some(folder) = &policy.config.acme_challenges
         && let Some(token) = target.strip_prefix("/.well-known/acme-challenge/")
@@ -82,28 +122,46 @@ async fn compose(head: &[u8], policy: &Policy) -> String {
         return challenge(folder, token).await;
     }
     if !policy.hosts.answer_to(host) {
-        return empty("421 Misdirected Request");
+        let detail = "This gateway does not answer to that host name.";
+        return refuse(&Refusal::new(Code::MisdirectedRequest, "unknown_host", detail));
     }
     let location = location(target, host, policy.config.public_port());
     format!("HTTP/1.1 308 Permanent Redirect\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 }
 
-fn empty(status: &str) -> String {
-    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+fn unknown_challenge() -> String {
+    refuse(&Refusal::new(
+        Code::NotFound,
+        "unknown_challenge",
+        "There is no such challenge.",
+    ))
+}
+
+/// A refusal as a problem, and the end of the connection.
+fn refuse(refusal: &Refusal) -> String {
+    let id = new_request_id();
+    let body = refusal.body(&id);
+    let status = http::StatusCode::from_u16(refusal.status()).unwrap_or(http::StatusCode::BAD_REQUEST);
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\ncache-control: no-store\r\nx-request-id: {}\r\nconnection: close\r\n\r\n{}",
+        body.len(),
+        id.to_str().unwrap_or_default(),
+        String::from_utf8_lossy(&body),
+    )
 }
 
 /// The file an ACME client has put there to prove that this name is ours (RFC 8555 section 8.3).
 async fn challenge(folder: &Path, token: &str) -> String {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if token.is_empty() || token.len() > 200 || !token.bytes().all(is_token) {
-        return empty("404 Not Found");
+        return unknown_challenge();
     }
     match tokio::fs::read_to_string(folder.join(token)).await {
         Ok(text) if text.len() <= 4_096 => format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
             text.len()
         ),
-        _ => empty("404 Not Found"),
+        _ => unknown_challenge(),
     }
 }
 

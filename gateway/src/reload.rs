@@ -60,6 +60,10 @@ impl Reloader {
         let (config, certificates) = loaded.await.map_err(|error| vec![error.to_string()])??;
         let former = self.policy.load_full();
         let restart = needing_restart(&former.config, &config);
+        if config.log.filter != former.config.log.filter {
+            let taken = observability::log_filter::set(&config.log.filter);
+            taken.map_err(|error| vec![format!("log.filter: {error}")])?;
+        }
         self.upstreams.reconfigure(&config.upstreams).await;
         self.resolver.replace(certificates);
         self.policy.store(Arc::new(Policy::new(config, Some(&former))));
@@ -86,7 +90,9 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("upgrade_socket", |c| format!("{:?}", c.upgrade_socket)),
         ("threads", |c| c.threads.to_string()),
         ("tls.sessions", |c| c.tls.sessions.to_string()),
-        ("tls.client_ca", |c| format!("{:?}", c.tls.client_ca)),
+        ("tls.client_ca", |c| {
+            format!("{:?} {}", c.tls.client_ca, c.tls.client_routes.is_empty())
+        }),
         ("upstreams.idle_connections", |c| {
             c.upstreams.idle_connections.to_string()
         }),
@@ -97,7 +103,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
             format!("{} {:?} {password:?}", c.nats.url, c.nats.user)
         }),
         ("limits.http2_streams", |c| c.limits.http2_streams.to_string()),
-        ("log", |c| format!("{:?}", c.log)),
+        ("log.format", |c| format!("{:?}", c.log.format)),
         ("drain", |c| format!("{:?}", c.drain)),
     ];
     let changed = settings.iter().filter(|(_, text)| text(old) != text(new));

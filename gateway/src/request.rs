@@ -44,6 +44,8 @@ pub struct RequestContext {
     /// From the last attempt to the upstream's answer's head.
     pub upstream_wait: Option<Duration>,
     pub body_bytes: usize,
+    /// When the whole body must have come.
+    pub body_deadline: Option<Instant>,
     /// The encoder of its answer, when that is compressed.
     pub compressing: Option<crate::compression::Compressing>,
     /// Whether the whole body has been read.
@@ -75,6 +77,7 @@ impl RequestContext {
             to_headers: None,
             upstream_wait: None,
             body_bytes: 0,
+            body_deadline: None,
             compressing: None,
             body_ended: false,
             in_flight: None,

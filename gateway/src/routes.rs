@@ -12,10 +12,12 @@ pub enum Group {
     Chat,
     Notify,
     Indexer,
+    /// Who serves the pages of a web client, where there is one.
+    Web,
 }
 
 impl Group {
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Notify, Self::Indexer];
+    pub const ALL: [Self; 4] = [Self::Chat, Self::Notify, Self::Indexer, Self::Web];
 
     /// The name in configuration, health answers and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -23,6 +25,7 @@ impl Group {
             Self::Chat => "chat",
             Self::Notify => "notify",
             Self::Indexer => "indexer",
+            Self::Web => "web",
         }
     }
 }
@@ -89,6 +92,11 @@ impl Route {
     /// Whether the answer goes on for minutes or hours.
     pub fn is_stream(&self) -> bool {
         self.template == "/events"
+    }
+
+    /// Whether its answers are pages.
+    pub fn is_web(&self) -> bool {
+        self.target == Target::Upstream(Group::Web)
     }
 
     fn describe(&self) -> Value {
@@ -164,6 +172,58 @@ const TABLE: &[(&str, Access, Group, &[MethodRule])] = {
     ]
 };
 
+/// Every path that is not ours, where somebody serves a web client.
+const WEB: Route = Route {
+    method: Method::GET,
+    template: "/{page}",
+    target: Target::Upstream(Group::Web),
+    access: Access::Public,
+    class: Class::Read,
+    body_bytes_max: 0,
+};
+
+/// Routes chosen by configuration: templates, or their beginnings before a `*`.
+#[derive(Debug, Clone, Default)]
+pub struct RoutePatterns {
+    exact: Vec<String>,
+    beginnings: Vec<String>,
+}
+
+impl RoutePatterns {
+    /// The patterns of a setting.
+    pub fn new(patterns: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let mut all = Self::default();
+        for pattern in patterns {
+            match pattern.as_ref().strip_suffix('*') {
+                Some(beginning) => all.beginnings.push(beginning.to_owned()),
+                None => all.exact.push(pattern.as_ref().to_owned()),
+            }
+        }
+        all
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.beginnings.is_empty()
+    }
+
+    /// Whether a template is among them.
+    pub fn contain(&self, template: &str) -> bool {
+        self.exact.iter().any(|exact| exact == template)
+            || self.beginnings.iter().any(|beginning| template.starts_with(beginning))
+    }
+
+    /// Whether there is a route they stand for.
+    pub fn match_any(&self) -> bool {
+        let own = ["/health", "/health/simple", WEB.template];
+        TABLE
+            .iter()
+            .map(|(template, ..)| *template)
+            .chain(own)
+            .any(|template| self.contain(template))
+    }
+}
+
 /// What a path and method lead to.
 #[derive(Debug)]
 pub enum Lookup<'a> {
@@ -194,6 +254,7 @@ struct End {
 #[derive(Debug)]
 pub struct Routes {
     root: Node,
+    web: End,
 }
 
 impl Default for Routes {
@@ -230,11 +291,12 @@ impl Routes {
                 }],
             );
         }
-        Self { root }
+        let web = End::new(WEB.template, vec![WEB]);
+        Self { root, web }
     }
 
-    /// Every route, for the admin listener.
-    pub fn describe(&self) -> Vec<Value> {
+    /// Every route, with `web` those of a web client too, for the admin listener.
+    pub fn describe(&self, web: bool) -> Vec<Value> {
         let mut all = Vec::new();
         let mut stack = vec![&self.root];
         while let Some(node) = stack.pop() {
@@ -242,13 +304,17 @@ impl Routes {
             stack.extend(node.parameter.as_deref());
             all.extend(node.end.iter().flat_map(|end| &end.routes));
         }
+        all.extend(self.web.routes.iter().filter(|_| web));
         all.sort_by_key(|route| (route.template, route.method.as_str()));
         all.into_iter().map(Route::describe).collect()
     }
 
-    /// Finds the route of a path that [`crate::path::check`] has let through. `HEAD` goes where `GET` goes.
-    pub fn find(&self, method: &Method, path: &str) -> Lookup<'_> {
-        let Some(end) = path.strip_prefix('/').and_then(|rest| self.root.walk(rest)) else {
+    /// Finds the route of a path that [`crate::path::check`] has let through. `HEAD` goes where `GET` goes; with `web`, a path that is
+    /// not ours is a page of the web client.
+    pub fn find(&self, method: &Method, path: &str, web: bool) -> Lookup<'_> {
+        let end = path.strip_prefix('/').and_then(|rest| self.root.walk(rest));
+        let page = || (web && !self.is_ours(path)).then_some(&self.web);
+        let Some(end) = end.or_else(page) else {
             return Lookup::Unknown;
         };
         let wanted = if *method == Method::HEAD { &Method::GET } else { method };
@@ -258,6 +324,29 @@ impl Routes {
                 template: end.template,
                 allow: &end.allow,
             },
+        }
+    }
+}
+
+impl Routes {
+    /// Whether a path begins as those of the table do. Others than ours may be well known too.
+    fn is_ours(&self, path: &str) -> bool {
+        let first = path.split('/').nth(1).unwrap_or_default();
+        first != ".well-known" && self.root.literals.iter().any(|(name, _)| *name == first)
+    }
+}
+
+impl End {
+    fn new(template: &'static str, routes: Vec<Route>) -> Self {
+        let mut allow: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+        if allow.contains(&"GET") {
+            allow.push("HEAD");
+        }
+        allow.push("OPTIONS");
+        Self {
+            template,
+            allow: allow.join(", "),
+            routes,
         }
     }
 }
@@ -280,17 +369,7 @@ impl Node {
                 &mut node.literals[index].1
             };
         }
-        let mut allow: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
-        if allow.contains(&"GET") {
-            allow.push("HEAD");
-        }
-        allow.push("OPTIONS");
-        let allow = allow.join(", ");
-        node.end = Some(End {
-            template,
-            routes,
-            allow,
-        });
+        node.end = Some(End::new(template, routes));
     }
 
     fn walk(&self, path: &str) -> Option<&End> {
@@ -312,7 +391,7 @@ mod tests {
     use super::*;
 
     fn found(method: &Method, path: &str) -> Option<(&'static str, Target, Access, Class)> {
-        match Routes::new().find(method, path) {
+        match Routes::new().find(method, path, false) {
             Lookup::Found(route) => Some((route.template, route.target, route.access, route.class)),
             _ => None,
         }
@@ -388,6 +467,48 @@ mod tests {
     }
 
     #[test]
+    fn pages_are_what_is_not_ours_and_only_where_there_are_any() {
+        let routes = Routes::new();
+        for (path, page) in [
+            ("/", true),
+            ("/index.html", true),
+            ("/rooms/7", true),
+            ("/.well-known/security.txt", true),
+            ("/apiary", true),
+            ("/api", false),
+            ("/api/", false),
+            ("/api/secret", false),
+            ("/events/x/y", false),
+            ("/docs/a/b", false),
+            ("/health/x", false),
+        ] {
+            let found = |web| matches!(routes.find(&Method::GET, path, web), Lookup::Found(route) if route.is_web());
+            assert_eq!((found(true), found(false)), (page, false), "{path}");
+        }
+        match routes.find(&Method::POST, "/index.html", true) {
+            Lookup::WrongMethod { allow, .. } => assert_eq!(allow, "GET, HEAD, OPTIONS"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(routes.find(&Method::GET, "/api/me", true), Lookup::Found(route) if !route.is_web()));
+    }
+
+    #[test]
+    fn patterns_are_templates_or_their_beginnings() {
+        let patterns = RoutePatterns::new(["/api/me", "/api/workspace*"]);
+        for (template, contained) in [
+            ("/api/me", true),
+            ("/api/workspace", true),
+            ("/api/workspace/invitations/{id}", true),
+            ("/api/chat", false),
+            ("/api/me/x", false),
+        ] {
+            assert_eq!(patterns.contain(template), contained, "{template}");
+        }
+        assert!(patterns.match_any() && !RoutePatterns::new(["/api/nothing"]).match_any());
+        assert!(RoutePatterns::new(Vec::<String>::new()).is_empty());
+    }
+
+    #[test]
     fn unknown_paths_and_wrong_methods_are_told_apart() {
         let routes = Routes::new();
         for path in [
@@ -402,9 +523,12 @@ mod tests {
             "/events/x/y",
             "/API/chat",
         ] {
-            assert!(matches!(routes.find(&Method::GET, path), Lookup::Unknown), "{path}");
+            assert!(
+                matches!(routes.find(&Method::GET, path, false), Lookup::Unknown),
+                "{path}"
+            );
         }
-        match routes.find(&Method::PATCH, "/api/chat") {
+        match routes.find(&Method::PATCH, "/api/chat", false) {
             Lookup::WrongMethod { allow, .. } => assert_eq!(allow, "GET, POST, HEAD, OPTIONS"),
             other => panic!("{other:?}"),
         }

@@ -116,7 +116,11 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     opened.cancel();
     tracing::info!(https = %config.listen, http = %config.redirect_listen, admin = %config.admin_listen, "listening");
     let accepting = tokio::spawn(acceptor.run(public, stop_accepting.clone()));
-    let redirecting = tokio::spawn(redirect::run(Redirect { policy }, plain, stop_accepting.clone()));
+    let redirect = Redirect {
+        policy,
+        counts: Arc::default(),
+    };
+    let redirecting = tokio::spawn(redirect::run(redirect, plain, stop_accepting.clone()));
     if let (Some(predecessor), Some(serve_admin)) = (predecessor, serve_admin) {
         if let Err(error) = predecessor.relieve().await {
             tracing::warn!(%error, "the process before this one ended by itself");

@@ -52,7 +52,13 @@ impl Usage {
         }
     }
 
-    fn share(&self, shared: bool) {
+    /// Whether others are told.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Says whether anybody is told.
+    pub fn share(&self, shared: bool) {
         self.is_shared.store(shared, Ordering::Relaxed);
         if !shared && let Ok(mut taken) = self.taken.lock() {
             taken.clear();

@@ -25,9 +25,14 @@ fn client_verifier(settings: &Tls) -> anyhow::Result<Arc<dyn ClientCertVerifier>
     };
     let authorities =
         crate::certificate::authorities(file).map_err(|error| anyhow::anyhow!("tls.client_ca: {error}"))?;
-    WebPkiClientVerifier::builder(Arc::new(authorities))
-        .build()
-        .context("tls.client_ca")
+    let verifier = WebPkiClientVerifier::builder(Arc::new(authorities));
+    let verifier = if settings.client_routes.is_empty() {
+        verifier
+    } else {
+        // Who asks for one of those routes is known after the handshake only.
+        verifier.allow_unauthenticated()
+    };
+    verifier.build().context("tls.client_ca")
 }
 
 /// The acceptor of the public listener.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use fechatter_core::WorkspaceId;
 use futures::future::join_all;
+use http::StatusCode;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use serde_json::{Value, json};
@@ -149,6 +150,16 @@ impl Upstreams {
         })
     }
 
+    /// It answered. From 502 to 504 it says that it cannot do its work: as long as another one can, that counts as a failure, or the one
+    /// that fails fastest would get the most. Returns whether its breaker opens now.
+    pub fn answered(&self, endpoint: &Endpoint, status: StatusCode) -> bool {
+        if matches!(status.as_u16(), 502..=504) && self.has_other(endpoint) {
+            return self.failed(endpoint);
+        }
+        endpoint.answered();
+        false
+    }
+
     /// How Pingora speaks to an endpoint.
     pub fn peer(&self, endpoint: &Endpoint, is_stream: bool) -> Box<HttpPeer> {
         let settings = self.settings.load();
@@ -188,16 +199,15 @@ impl Upstreams {
         peer
     }
 
-    /// Healthy and all endpoints of each group.
-    pub fn states(&self) -> [(Group, usize, usize); Group::ALL.len()] {
-        Group::ALL.map(|group| {
+    /// Healthy and all endpoints of each group that there is; a web client need not be.
+    pub fn states(&self) -> Vec<(Group, usize, usize)> {
+        let state = |group| {
             let endpoints = self.pool(group).endpoints.load();
-            (
-                group,
-                endpoints.iter().filter(|endpoint| endpoint.is_healthy()).count(),
-                endpoints.len(),
-            )
-        })
+            let healthy = endpoints.iter().filter(|endpoint| endpoint.is_healthy()).count();
+            (group, healthy, endpoints.len())
+        };
+        let all = Group::ALL.into_iter().map(state);
+        all.filter(|(group, _, all)| *group != Group::Web || *all > 0).collect()
     }
 
     /// Every endpoint.
@@ -272,8 +282,8 @@ impl Pool {
                 Err(_) => tracing::warn!(authority, "upstream is not resolved in time"),
             }
         }
-        // A name server that is away must not empty a group.
-        if !addresses.is_empty() {
+        // A name server that is away must not empty a group; a configuration may.
+        if !addresses.is_empty() || upstreams.is_empty() {
             self.replace(addresses.into_iter());
         }
     }

@@ -3,12 +3,22 @@
 use fechatter_core::config::{Faults, Validate};
 
 use super::{Config, Upstream};
-use crate::routes::Class;
+use crate::routes::{Class, RoutePatterns};
 
 impl Validate for Config {
     fn validate(&self, faults: &mut Faults) {
         self.auth.validate(faults);
         self.nats.validate(faults);
+        let (public, plain, admin) = (self.listen, self.redirect_listen, self.admin_listen);
+        for (key, one, others) in [
+            ("redirect_listen", plain, [public, public]),
+            ("admin_listen", admin, [public, plain]),
+        ] {
+            // Port 0 stands for any free port, a different one each time.
+            if one.port() != 0 && others.contains(&one) {
+                faults.add(key, format_args!("{one} is taken by another listener"));
+            }
+        }
         self.validate_tls(faults);
         self.validate_upstreams(faults);
         self.validate_limits(faults);
@@ -25,6 +35,10 @@ impl Validate for Config {
                 1,
                 86_400,
             );
+        }
+        self.validate_access_log(faults);
+        if let Err(error) = observability::log_filter::check(&self.log.filter) {
+            faults.add("log.filter", error);
         }
         faults.range("compression.level", self.compression.level, 0, 9);
         faults.range("compression.bytes_min", self.compression.bytes_min, 20, 1_000_000);
@@ -75,10 +89,44 @@ impl Config {
         if complete && let Err(error) = crate::certificate::Certificates::load(&self.tls) {
             faults.add("tls.certificate", error);
         }
+        if !self.tls.client_routes.is_empty() && self.tls.client_ca.is_none() {
+            faults.add(
+                "tls.client_routes",
+                "needs tls.client_ca, the authorities of the certificates",
+            );
+        }
+        for route in &self.tls.client_routes {
+            if !RoutePatterns::new([route]).match_any() {
+                faults.add(
+                    "tls.client_routes",
+                    format_args!("{route:?} is no route; the admin listener's /routes lists them"),
+                );
+            }
+        }
         if let Some(authorities) = &self.tls.client_ca
             && let Err(error) = crate::certificate::authorities(authorities)
         {
             faults.add("tls.client_ca", error);
+        }
+    }
+
+    fn validate_access_log(&self, faults: &mut Faults) {
+        let log = &self.access_log;
+        faults.range("access_log.sample_percent", log.sample_percent, 0.0, 100.0);
+        faults.range(
+            "access_log.sample_refused_percent",
+            log.sample_refused_percent,
+            0.0,
+            100.0,
+        );
+        faults.range("access_log.slow_ms", log.slow_ms, 1, 3_600_000);
+        for route in &log.silent_routes {
+            if !RoutePatterns::new([route]).match_any() {
+                faults.add(
+                    "access_log.silent_routes",
+                    format_args!("{route:?} is no route; the admin listener's /routes lists them"),
+                );
+            }
         }
     }
 
@@ -88,8 +136,9 @@ impl Config {
             ("upstreams.chat", &upstreams.chat),
             ("upstreams.notify", &upstreams.notify),
             ("upstreams.indexer", &upstreams.indexer),
+            ("upstreams.web", &upstreams.web),
         ] {
-            if list.is_empty() {
+            if list.is_empty() && key != "upstreams.web" {
                 faults.add(key, "must name at least one host:port");
             }
             for Upstream { address, weight } in list {

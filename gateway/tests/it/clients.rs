@@ -1,12 +1,12 @@
 //! Who a client is: by PROXY protocol, by certificate.
 
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::raw::{Raw, trusting};
-use crate::support::{Setup, setup};
+use crate::support::{Gateway, Setup, setup};
 
 const GET: &[u8] = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
@@ -57,39 +57,119 @@ async fn anybody_elses_proxy_header_is_no_handshake() {
     assert_eq!(upstream.requests()[0].field("x-forwarded-for"), "127.0.0.1");
 }
 
-#[tokio::test]
-async fn where_clients_need_certificates_none_gets_in_without() {
+/// Certificates of clients: the authority's file, a good one, one of a stranger, and their key.
+struct Certificates {
+    folder: tempfile::TempDir,
+    key: rcgen::KeyPair,
+    good: CertificateDer<'static>,
+    stranger: CertificateDer<'static>,
+}
+
+fn certificates() -> Certificates {
     let folder = tempfile::tempdir().unwrap();
     let authority_key = rcgen::KeyPair::generate().unwrap();
     let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
-    let file = folder.path().join("clients.pem");
-    std::fs::write(&file, authority_pem).unwrap();
+    std::fs::write(folder.path().join("clients.pem"), authority_pem).unwrap();
     let issuer = rcgen::Issuer::new(authority, authority_key);
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["partner.example".to_owned()]).unwrap();
     let good = params.signed_by(&key, &issuer).unwrap().der().clone();
     let stranger = params.self_signed(&key).unwrap().der().clone();
+    Certificates {
+        folder,
+        key,
+        good,
+        stranger,
+    }
+}
 
+impl Certificates {
+    fn authority(&self) -> String {
+        self.folder.path().join("clients.pem").display().to_string()
+    }
+
+    /// A client that brings this certificate.
+    fn client(&self, gateway: &Gateway, certificate: &CertificateDer<'static>) -> rustls::ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(gateway.folder.path().join("ca.pem")).unwrap())
+            .unwrap();
+        let key = PrivateKeyDer::from_pem_slice(self.key.serialize_pem().as_bytes()).unwrap();
+        rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate.clone()], key)
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn only_clients_of_some_routes_need_certificates_where_that_is_configured() {
+    let certificates = certificates();
+    let authority = certificates.authority();
+    let settings = [
+        ("TLS__CLIENT_CA", &*authority),
+        ("TLS__CLIENT_ROUTES", "[\"/openapi.json\", \"/api/workspace*\"]"),
+    ];
+    let Setup {
+        gateway,
+        upstream,
+        issuer,
+    } = setup(&settings).await;
+    let token = issuer.token(7);
+    let get = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n")
+    };
+    let good = certificates.client(&gateway, &certificates.good);
+    let none = trusting(&gateway, &[]);
+    for (name, config, path, status) in [
+        ("none", &none, "/api/me", 200),
+        ("none", &none, "/openapi.json", 403),
+        ("none", &none, "/api/workspace/invitations", 403),
+        ("good", &good, "/openapi.json", 200),
+        // By a resumed session, which brings no certificate again.
+        ("good", &good, "/api/workspace", 200),
+        ("good", &good, "/api/me", 200),
+    ] {
+        let mut raw = Raw::connect_with(&gateway, config.clone()).await.unwrap();
+        raw.send(get(path).as_bytes()).await;
+        let answer = raw.answer().await;
+        assert_eq!(answer.status(), Some(status), "{name} {path}: {}", answer.text());
+        if status == 403 {
+            assert_eq!(answer.body()["code"], "forbidden");
+        }
+    }
+    let reached = upstream.requests().len();
+    assert_eq!(reached, 4);
+    // One that is not good is not as good as none.
+    let stranger = certificates.client(&gateway, &certificates.stranger);
+    let answer = match Raw::connect_with(&gateway, stranger).await {
+        Ok(mut raw) => {
+            raw.send(get("/api/me").as_bytes()).await;
+            raw.answer().await.status()
+        }
+        Err(_) => None,
+    };
+    assert_eq!(answer, None);
+}
+
+#[tokio::test]
+async fn where_clients_need_certificates_none_gets_in_without() {
+    let certificates = certificates();
+    let authority = certificates.authority();
     let Setup {
         gateway,
         upstream: _upstream,
         ..
-    } = setup(&[("TLS__CLIENT_CA", file.to_str().unwrap())]).await;
-    let with = |certificate| {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = rustls::pki_types::CertificateDer::from_pem_file(gateway.folder.path().join("ca.pem")).unwrap();
-        roots.add(ca).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
-        rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate], key)
-            .unwrap()
-    };
+    } = setup(&[("TLS__CLIENT_CA", &authority)]).await;
     for (name, config, served) in [
-        ("good", with(good), true),
-        ("of a stranger", with(stranger), false),
+        ("good", certificates.client(&gateway, &certificates.good), true),
+        (
+            "of a stranger",
+            certificates.client(&gateway, &certificates.stranger),
+            false,
+        ),
         ("none", trusting(&gateway, &[]), false),
     ] {
         // In TLS 1.3 a client learns of its refusal when it reads.

@@ -35,7 +35,11 @@ async fn preflights_are_answered_at_the_edge_for_allowed_origins() {
     assert!(!refused.headers().contains_key("access-control-allow-origin"));
     assert!(setup.upstream.bytes().is_empty());
 
-    for (origin, expected) in [("https://chat.example", true), ("https://evil.example", false)] {
+    for (origin, expected) in [
+        ("https://chat.example", true),
+        ("https://evil.example", false),
+        ("null", false),
+    ] {
         // Errors carry the fields too, or a browser could not read them.
         let answer = client
             .get(setup.gateway.url("/api/me"))

@@ -1,6 +1,12 @@
 //! From SIGTERM to exit code 0, without cutting anybody off who can be waited for.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Gateway, Issuer, Reply, Upstream, eventually};
 
@@ -137,4 +143,88 @@ async fn a_slow_request_beside_a_stream_of_the_same_connection_is_not_cut() {
     assert_eq!(slow.text().await.unwrap(), "whole");
     let _ = stream.bytes().await;
     assert_eq!(gateway.exit_code().await, 0);
+}
+
+/// Passes connections on to whichever gateway is ready, as a load balancer does; returns its address.
+async fn balance(gateways: [(SocketAddr, SocketAddr); 2]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                for (https, admin) in gateways {
+                    let ready = reqwest::get(format!("http://{admin}/ready")).await;
+                    if !ready.is_ok_and(|answer| answer.status() == 200) {
+                        continue;
+                    }
+                    if let Ok(mut gateway) = TcpStream::connect(https).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut gateway).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Kept connections and new ones, requests that must not be repeated: none of them fails while one of two gateways drains.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_under_load_fails_no_request() {
+    let (issuer, upstream) = (Issuer::start().await, Upstream::start().await);
+    let settings = [
+        ("DRAIN__DELAY_MS", "500"),
+        ("RATE_LIMITS__AUTH", "{requests=1000000,window_seconds=1}"),
+    ];
+    let mut leaving = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let staying = Gateway::start(&issuer, &[&upstream], &settings).await;
+    let address = balance([(leaving.https, leaving.admin), (staying.https, staying.admin)]).await;
+    let url = format!("https://localhost:{}/api/signin", address.port());
+    let authorities: Vec<_> = [&leaving, &staying]
+        .map(|gateway| std::fs::read(gateway.folder.path().join("ca.pem")).unwrap())
+        .map(|ca| reqwest::Certificate::from_pem(&ca).unwrap())
+        .into();
+    let stop = CancellationToken::new();
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut load = tokio::task::JoinSet::new();
+    for number in 0..6 {
+        let client = leaving.client(|builder| {
+            let builder = builder.tls_certs_only(authorities.clone());
+            match number % 3 {
+                0 => builder.http1_only(),
+                1 => builder.http1_only().pool_max_idle_per_host(0),
+                _ => builder,
+            }
+        });
+        let (url, stop, answered) = (url.clone(), stop.clone(), Arc::clone(&answered));
+        load.spawn(async move {
+            while !stop.is_cancelled() {
+                let answer = client.post(&url).body("{}").send().await;
+                let answer = answer.unwrap_or_else(|error| panic!("client {number}: {error:?}"));
+                assert_eq!(answer.status(), 200);
+                answer.bytes().await.unwrap();
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let progress = async |more: usize| {
+        let before = answered.load(Ordering::Relaxed);
+        eventually("answers", async || {
+            (answered.load(Ordering::Relaxed) >= before + more).then_some(())
+        })
+        .await;
+    };
+    progress(100).await;
+    leaving.signal("SIGTERM");
+    assert_eq!(leaving.exit_code().await, 0);
+    progress(100).await;
+    stop.cancel();
+    while let Some(done) = load.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(
+        upstream.requests().len(),
+        answered.load(Ordering::Relaxed),
+        "each was sent once"
+    );
 }

@@ -11,10 +11,13 @@ use crate::support::{Gateway, Issuer, Reply, Upstream, eventually, problem, setu
 #[tokio::test]
 async fn exactly_the_quota_passes_and_the_fields_say_so() {
     let setup = setup(&[("RATE_LIMITS__READ", "{requests=20,window_seconds=3600}")]).await;
-    let client = setup.gateway.http2();
+    // Several connections, which different threads serve.
+    let clients: Vec<_> = (0..10).map(|_| setup.gateway.http2()).collect();
+    let client = &clients[0];
     let noisy = setup.issuer.token(7);
     let url = setup.gateway.url("/api/me");
-    let answers = join_all((0..50).map(|_| client.get(&url).bearer_auth(&noisy).send())).await;
+    let ask = |number: usize| clients[number % 10].get(&url).bearer_auth(&noisy).send();
+    let answers = join_all((0..50).map(ask)).await;
     let (mut passed, mut limited) = (0, 0);
     for answer in answers {
         let answer = answer.unwrap();
@@ -50,6 +53,72 @@ async fn exactly_the_quota_passes_and_the_fields_say_so() {
         .await
         .unwrap();
     assert_eq!(again.status(), 429);
+}
+
+#[tokio::test]
+async fn another_spelling_of_a_request_is_no_other_quota() {
+    let setup = setup(&[("RATE_LIMITS__READ", "{requests=6,window_seconds=3600}")]).await;
+    let client = setup.gateway.http2();
+    let token = setup.issuer.token(7);
+    let mut statuses = Vec::new();
+    for (method, path) in [
+        ("GET", "/api/chat/1"),
+        ("HEAD", "/api/chat/1"),
+        ("GET", "/api/chat/%31"),
+        ("GET", "/api/chat/1?x=1"),
+        ("GET", "/api/chat/2/messages"),
+        ("GET", "/api/me"),
+        ("GET", "/api/users?"),
+    ] {
+        let method = method.parse().unwrap();
+        // What a client claims about itself makes it nobody else.
+        let request = client
+            .request(method, setup.gateway.url(path))
+            .header("x-forwarded-for", "192.0.2.9");
+        let request = request
+            .header("x-user-id", "9")
+            .header("authorization", format!("bEaReR  {token}"));
+        statuses.push(request.send().await.unwrap().status().as_u16());
+    }
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 429]);
+}
+
+#[tokio::test]
+async fn with_the_other_replicas_out_of_reach_limits_fail_open_or_shut_as_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nats = crate::support::start_nats(folder.path().to_owned()).await;
+    let (issuer, upstream) = (Issuer::start().await, Upstream::start().await);
+    let url = nats.url();
+    let common = [("NATS__URL", &*url), ("NATS__USER", "gateway"), ("NATS__PASSWORD", "g")];
+    let shut = [common.as_slice(), &[("RATE_LIMITS__FAIL_OPEN", "false")]].concat();
+    let open = Gateway::start(&issuer, &[&upstream], &common).await;
+    let shut = Gateway::start(&issuer, &[&upstream], &shut).await;
+    let get = async |gateway: &Gateway, path: &str| {
+        let request = gateway.http2().get(gateway.url(path)).bearer_auth(issuer.token(7));
+        request.send().await.unwrap()
+    };
+    let until = async |status: u16| {
+        eventually("the replicas' exchange to be there or away", async || {
+            Some(get(&shut, "/api/me").await).filter(|answer| answer.status() == status)
+        })
+        .await
+    };
+    until(200).await;
+    nats.kill();
+    let refused = until(503).await;
+    assert_eq!(refused.headers()["retry-after"], "1");
+    problem(refused, 503, "unavailable").await;
+    assert_eq!(
+        get(&shut, "/health/simple").await.status(),
+        200,
+        "health is never limited"
+    );
+    assert_eq!(get(&open, "/api/me").await.status(), 200);
+    let _nats = tokio::task::spawn_blocking(move || nats.restart().map(|()| nats))
+        .await
+        .unwrap()
+        .unwrap();
+    until(200).await;
 }
 
 #[tokio::test]

@@ -262,6 +262,114 @@ async fn an_upstream_that_only_fails_rests_and_comes_back() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_answers_failures_gives_way_while_another_one_works() {
+    let issuer = Issuer::start().await;
+    let failing = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let state = Arc::clone(&failing);
+    // Fails fast, which makes it the one with the least to do.
+    let sick = Upstream::with(move |_| {
+        let status = if state.load(Ordering::SeqCst) { 503 } else { 200 };
+        Reply::json(status, &serde_json::json!({}))
+    })
+    .await;
+    let well = Upstream::start().await;
+    let settings = [
+        ("UPSTREAMS__BREAK_AFTER", "3"),
+        ("UPSTREAMS__BREAK_MS", "2000"),
+        ("UPSTREAMS__SLOW_START_MS", "0"),
+    ];
+    let gateway = Gateway::start(&issuer, &[&sick, &well], &settings).await;
+    let client = gateway.http2();
+    let get = async || {
+        client
+            .get(gateway.url("/openapi.json"))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let mut failures = 0;
+    for _ in 0..60 {
+        failures += usize::from(get().await != 200);
+    }
+    assert_eq!(failures, 3, "after so many in a row it rests");
+    failing.store(false, Ordering::SeqCst);
+    let before = sick.requests().len();
+    eventually("it to be tried again", async || {
+        (get().await == 200 && sick.requests().len() > before).then_some(())
+    })
+    .await;
+
+    // The only one is not given up: its own answer says more than ours.
+    failing.store(true, Ordering::SeqCst);
+    let alone = Gateway::start(&issuer, &[&sick], &settings).await;
+    let client = alone.http2();
+    for _ in 0..10 {
+        let answer = client.get(alone.url("/openapi.json")).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "{}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_elsewhere_is_followed() {
+    let issuer = Issuer::start().await;
+    let old = Upstream::start().await;
+    let port = old.address.port();
+    let new = Upstream::bind(format!("127.0.0.2:{port}").parse().unwrap(), |request| {
+        Reply::json(200, &serde_json::json!({"target": request.target()}))
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    let write = |addresses: &[&str]| {
+        let mut lines = "127.0.0.1 localhost\n".to_owned();
+        for address in addresses {
+            lines.extend([address, " chat.test\n"]);
+        }
+        std::fs::write(&hosts, lines).unwrap();
+    };
+    write(&["127.0.0.1"]);
+    let gateway = Gateway::with_hosts(&issuer, &format!("[\"chat.test:{port}\"]"), &hosts).await;
+    let client = gateway.http2();
+    let get = async || {
+        let answer = client.get(gateway.url("/openapi.json")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    get().await;
+    assert_eq!((old.requests().len(), new.requests().len()), (1, 0));
+    // A headless service has an address for each of its pods.
+    write(&["127.0.0.1", "127.0.0.2"]);
+    eventually("both to be asked", async || {
+        get().await;
+        (!new.requests().is_empty()).then_some(())
+    })
+    .await;
+    write(&["127.0.0.2"]);
+    let known = async || {
+        let url = format!("http://{}/upstreams", gateway.admin);
+        let state: serde_json::Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+        state["chat"]["upstreams"].as_array().unwrap().len()
+    };
+    eventually("the old one to be forgotten", async || {
+        (known().await == 1).then_some(())
+    })
+    .await;
+    let before = old.requests().len();
+    for _ in 0..20 {
+        get().await;
+    }
+    assert_eq!(old.requests().len(), before);
+    // A name server without an answer empties no group.
+    write(&[]);
+    eventually("the failure to show", async || {
+        gateway.log().contains("upstream cannot be resolved").then_some(())
+    })
+    .await;
+    get().await;
+}
+
+#[tokio::test]
 async fn overload_turns_reading_away_first_and_signing_in_last() {
     let issuer = Issuer::start().await;
     let upstream = Upstream::with(|_| Reply::Silence).await;

@@ -1,7 +1,7 @@
 //! The gateway as a process of its own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dev::child::{Process, Program};
@@ -23,17 +23,53 @@ fn free() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], ports::free().unwrap()))
 }
 
+/// What `unshare` is told so that `binary` sees a file of its own as `/etc/hosts`. As root a mount namespace is enough.
+fn with_hosts(binary: &str, hosts: &Path) -> Vec<String> {
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    let hosts = hosts.display().to_string();
+    ["--map-root-user", "--mount", "sh", "-c", script, &hosts, binary]
+        .map(str::to_owned)
+        .to_vec()
+}
+
 impl Gateway {
     /// Starts it and waits until it is ready.
     pub async fn start(issuer: &Issuer, upstreams: &[&Upstream], settings: &[(&str, &str)]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), issuer, upstreams, settings).await
+        let folder = tempfile::tempdir().unwrap();
+        let mut gateway = Self::start_in(folder, issuer, upstreams, settings, None);
+        gateway.wait_until("/ready").await;
+        gateway
+    }
+
+    /// Starts it and waits until it is alive, although it cannot become ready yet.
+    pub async fn start_unready(issuer: &Issuer, upstreams: &[&Upstream], settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut gateway = Self::start_in(folder, issuer, upstreams, settings, None);
+        gateway.wait_until("/live").await;
+        // The public listener opens after the admin one.
+        eventually("the public listener", async || {
+            tokio::net::TcpStream::connect(gateway.https).await.ok()
+        })
+        .await;
+        gateway
+    }
+
+    /// Starts it where names mean what `hosts` says, in the form of `/etc/hosts`; the file can be written again.
+    pub async fn with_hosts(issuer: &Issuer, upstreams: &str, hosts: &Path) -> Self {
+        let settings = ["UPSTREAMS__CHAT", "UPSTREAMS__NOTIFY", "UPSTREAMS__INDEXER"].map(|name| (name, upstreams));
+        let folder = tempfile::tempdir().unwrap();
+        let mut gateway = Self::start_in(folder, issuer, &[], &settings, Some(hosts));
+        gateway.wait_until("/ready").await;
+        gateway
     }
 
     /// With a configuration file that says who the upstreams are and can be written again.
     pub async fn with_file(issuer: &Issuer, file: &str, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("gateway.toml"), file).unwrap();
-        Self::start_in(folder, issuer, &[], settings).await
+        let mut gateway = Self::start_in(folder, issuer, &[], settings, None);
+        gateway.wait_until("/ready").await;
+        gateway
     }
 
     /// Writes the configuration file again, whole at once as an editor or a ConfigMap does.
@@ -43,11 +79,12 @@ impl Gateway {
         std::fs::rename(new, self.folder.path().join("gateway.toml")).unwrap();
     }
 
-    async fn start_in(
+    fn start_in(
         folder: tempfile::TempDir,
         issuer: &Issuer,
         upstreams: &[&Upstream],
         settings: &[(&str, &str)],
+        hosts: Option<&Path>,
     ) -> Self {
         gateway::tls::install_provider();
         gateway::dev_certificate::ensure(folder.path()).unwrap();
@@ -91,34 +128,36 @@ impl Gateway {
         if file.exists() {
             env.retain(|(known, _)| !known.starts_with("FECHATTER_GATEWAY__UPSTREAMS__"));
         }
+        let binary = env!("CARGO_BIN_EXE_gateway");
+        let (path, mut args) = match hosts {
+            None => (binary, Vec::new()),
+            Some(hosts) => ("unshare", with_hosts(binary, hosts)),
+        };
+        if file.exists() {
+            args.extend(["--config".to_owned(), file.display().to_string()]);
+        }
         let program = Program {
             name: "gateway".to_owned(),
-            path: PathBuf::from(env!("CARGO_BIN_EXE_gateway")),
-            args: if file.exists() {
-                vec!["--config".into(), file.display().to_string()]
-            } else {
-                Vec::new()
-            },
+            path: PathBuf::from(path),
+            args,
             env,
             log: folder.path().join("gateway.log"),
             user: None,
             dir: folder.path().to_owned(),
         };
         let process = Process::start(&program).unwrap();
-        let mut gateway = Self {
+        Self {
             https,
             http,
             admin,
             folder,
             program,
             process,
-        };
-        gateway.wait_until_ready().await;
-        gateway
+        }
     }
 
-    async fn wait_until_ready(&mut self) {
-        let ready = format!("http://{}/ready", self.admin);
+    async fn wait_until(&mut self, path: &str) {
+        let ready = format!("http://{}{path}", self.admin);
         let started = std::time::Instant::now();
         loop {
             assert!(
