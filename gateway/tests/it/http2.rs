@@ -9,7 +9,6 @@ use crate::support::http2::{
 use crate::support::{Gateway, Issuer, Reply, Setup, Upstream, setup};
 
 const PRIORITY: u8 = 2;
-const WINDOW_UPDATE: u8 = 8;
 
 /// Memory an attack may make the process keep, in bytes. The allocator keeps some of what was freed, in each thread; the answers
 /// that nobody takes would be 240 MiB.
