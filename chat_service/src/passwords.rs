@@ -1,20 +1,27 @@
-//! argon2id off the async threads, behind a bounded queue: a sign-in storm waits for itself, not messaging for it.
+//! argon2id on threads of its own that yield to all others, behind a bounded queue: a sign-in storm waits for itself, not messaging
+//! for it.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::Passwords;
 use crate::error::Error;
 
-/// Hashes and verifies passwords; cheap to clone.
+/// How much hashing yields to everything else on the machine; 19 is the most.
+const NICE: i32 = 10;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Hashes and verifies passwords; cheap to clone. Its threads end with its last clone.
 #[derive(Debug, Clone)]
 pub struct PasswordHasher {
     params: Params,
-    workers: Arc<Semaphore>,
+    work: Sender<Work>,
     /// One permit per request that is waiting or being worked on.
     places: Arc<Semaphore>,
     /// Verified when the account does not exist, so that both cases take the same time.
@@ -39,9 +46,17 @@ impl PasswordHasher {
             .hash_password(uuid::Uuid::new_v4().as_bytes())
             .map_err(|error| anyhow::anyhow!("passwords: {error}"))?
             .to_string();
+        let (work, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        for number in 0..config.workers {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new()
+                .name(format!("passwords-{number}"))
+                .spawn(move || serve(&queue))?;
+        }
         Ok(Self {
             params,
-            workers: Arc::new(Semaphore::new(config.workers)),
+            work,
             places: Arc::new(Semaphore::new(config.workers + config.queue)),
             decoy: decoy.into(),
         })
@@ -73,19 +88,39 @@ impl PasswordHasher {
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-        let _place = self.places.try_acquire().map_err(|_| Error::Overloaded)?;
-        let permit = Arc::clone(&self.workers)
-            .acquire_owned()
-            .await
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
             .map_err(|_| Error::Overloaded)?;
-        // The permit goes with the work: a client that leaves does not free the core that still hashes for it.
-        tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop(permit);
-            result
-        })
-        .await
-        .map_err(Error::hashing)
+        let (answer, result) = oneshot::channel();
+        let work = move || {
+            // The place goes with the work: a client that leaves does not free the thread that still hashes for it.
+            let _place = place;
+            if !answer.is_closed() {
+                let _ = answer.send(work());
+            }
+        };
+        self.work
+            .send(Box::new(work))
+            .map_err(|_| Error::hashing("its threads have ended"))?;
+        result.await.map_err(Error::hashing)
+    }
+}
+
+/// Does what is queued until nobody can queue any more.
+fn serve(queue: &Mutex<Receiver<Work>>) {
+    // For this thread alone: Linux counts it per thread.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::warn!(%error, "password hashing cannot yield to other work");
+    }
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(work) = next else {
+            return;
+        };
+        // One password that cannot be hashed must not end the thread; who waits for it is told.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+            tracing::error!("hashing a password failed");
+        }
     }
 }
 

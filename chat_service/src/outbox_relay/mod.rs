@@ -124,6 +124,8 @@ struct Shared {
     wake: Arc<Wake>,
     status: Status,
     history: history::Handle,
+    /// From so many events on a batch pays.
+    batch_min: usize,
 }
 
 impl Shared {
@@ -158,6 +160,7 @@ pub fn spawn(
         wake,
         status: status.clone(),
         history: handle,
+        batch_min: publisher::batch_min(stream_replicas),
     });
     let task = tokio::spawn(async move {
         // The stream is kept and the backlog watched until the shards have finished.

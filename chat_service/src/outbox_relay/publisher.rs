@@ -34,6 +34,14 @@ const LOOK: Duration = Duration::from_millis(25);
 /// Most bytes of bodies in one batch: the server holds a batch until its end.
 pub(super) const BATCH_BYTES: usize = 1 << 20;
 
+/// From how many events on a batch pays, for a stream with so many replicas.
+///
+/// A server that holds the stream alone makes a store of files for each batch, which costs it milliseconds, as much as dozens of single
+/// events and their acknowledgements. One of several keeps the batch in memory, and each acknowledgement is a round trip among them.
+pub(super) const fn batch_min(stream_replicas: usize) -> usize {
+    if stream_replicas <= 1 { 32 } else { 2 }
+}
+
 /// Why a unit, or a shard, did not get on. All are tried again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
@@ -87,8 +95,6 @@ pub(super) struct Ack {
     /// Of the last message of the unit.
     #[serde(rename = "seq")]
     pub(super) sequence: i64,
-    #[serde(default)]
-    pub(super) duplicate: bool,
     #[serde(default)]
     count: Option<usize>,
 }

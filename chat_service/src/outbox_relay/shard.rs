@@ -1,7 +1,7 @@
 //! One shard's loop: read what is pending, publish it in order, record how far it got.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,10 @@ use super::publisher::{BATCH_BYTES, Fault, Outgoing, publish_batch, publish_one}
 use super::status::{Part, is_connected};
 use crate::repositories::outbox_progress::{OutboxProgress, Progress};
 
+/// How long what was published may be unrecorded. A relay that dies leaves so much to be published again, which the stream
+/// recognises; each record spared is a statement for nearly every event while few come at a time.
+const RECORD_AFTER: Duration = Duration::from_millis(100);
+
 /// Publishes the shard until `stop`; a batch in flight is finished.
 pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
@@ -20,24 +24,43 @@ pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken)
         shared: &relay,
         shard,
         progress: None,
+        recorded: None,
+        unrecorded_since: None,
+        connects: 0,
     };
     let mut doubt = Doubt::default();
     while let Some(history) = stop.run_until_cancelled(relay.history.valid_since(doubt)).await {
-        match publisher.publish_next(history).await {
+        let published = match publisher.publish_next(history).await {
+            Ok(may_have_more) => publisher.record_in_time().await.map(|()| may_have_more),
+            fault => fault,
+        };
+        match published {
             Ok(may_have_more) => {
                 backoff.reset();
                 outage.worked();
                 relay.status.worked(Part::Shard(shard));
                 // A commit after the look has left its signal.
-                if !may_have_more && stop.run_until_cancelled(relay.wake.wait(shard)).await.is_none() {
-                    return;
+                if !may_have_more {
+                    let wake = relay.wake.wait(shard);
+                    let due = publisher.until_due();
+                    let next = async {
+                        match due {
+                            Some(due) => tokio::time::timeout(due, wake).await.unwrap_or_default(),
+                            None => wake.await,
+                        }
+                    };
+                    stop.run_until_cancelled(next).await;
                 }
                 if stop.is_cancelled() {
+                    if let Err(fault) = publisher.record().await {
+                        relay.history.doubt();
+                        tracing::debug!(shard, %fault, "published events stay unrecorded; they will be published again");
+                    }
                     return;
                 }
             }
             Err(fault) => {
-                publisher.progress = None;
+                publisher.forget();
                 if !matches!(fault, Fault::Superseded) {
                     relay.status.failed(Part::Shard(shard), fault.kind(), &fault);
                     if !is_told_by_others(&fault) {
@@ -67,8 +90,14 @@ fn is_told_by_others(fault: &Fault) -> bool {
 struct ShardPublisher<'a> {
     shared: &'a Shared,
     shard: i16,
-    /// What this task last recorded, while nothing happened that casts doubt on it.
+    /// How far this task has published, while nothing happened that casts doubt on it.
     progress: Option<Progress>,
+    /// How much of it the database knows.
+    recorded: Option<Progress>,
+    /// Since when it knows less.
+    unrecorded_since: Option<Instant>,
+    /// The connection that what is unrecorded was acknowledged on.
+    connects: u64,
 }
 
 impl ShardPublisher<'_> {
@@ -95,6 +124,10 @@ impl ShardPublisher<'_> {
             .pending(self.shard, progress.published_position, limit.into())
             .await?;
         drop(connection);
+        if kept.is_none() {
+            self.recorded = Some(progress);
+            self.unrecorded_since = None;
+        }
         self.progress = Some(progress);
         let mut events = Vec::with_capacity(rows.len());
         for (row, expected) in rows.iter().zip(progress.published_position + 1..) {
@@ -124,16 +157,15 @@ impl ShardPublisher<'_> {
     }
 
     async fn publish_unit(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
-        let [single] = unit else {
-            return match publish_batch(self.shared, history, unit).await {
-                Ok(sequence) => self.advance(history, unit, sequence).await,
-                // An earlier attempt, or another process, stored some of them: find out which, one by one.
-                Err(Fault::Duplicates) => self.publish_one_by_one(history, unit).await,
-                Err(fault) => Err(fault),
-            };
-        };
-        let ack = publish_one(self.shared, history, single).await?;
-        self.advance(history, unit, ack.sequence).await
+        if unit.len() < self.shared.batch_min {
+            return self.publish_one_by_one(history, unit).await;
+        }
+        match publish_batch(self.shared, history, unit).await {
+            Ok(sequence) => self.advance(history, unit, sequence),
+            // An earlier attempt, or another process, stored some of them: find out which, one by one.
+            Err(Fault::Duplicates) => self.publish_one_by_one(history, unit).await,
+            Err(fault) => Err(fault),
+        }
     }
 
     async fn publish_one_by_one(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
@@ -145,13 +177,6 @@ impl ShardPublisher<'_> {
                 Ok(ack) => {
                     stored += 1;
                     sequence = ack.sequence;
-                    if !ack.duplicate {
-                        tracing::debug!(
-                            shard = self.shard,
-                            position = event.position,
-                            "first event the stream had not"
-                        );
-                    }
                 }
                 Err(fault) => {
                     result = Err(fault);
@@ -160,13 +185,13 @@ impl ShardPublisher<'_> {
             }
         }
         if stored > 0 {
-            self.advance(history, &unit[..stored], sequence).await?;
+            self.advance(history, &unit[..stored], sequence)?;
         }
         result
     }
 
-    /// Records that the stream holds `stored`, the last of them at `sequence`.
-    async fn advance(&mut self, history: History, stored: &[Outgoing], sequence: i64) -> Result<(), Fault> {
+    /// Notes that the stream holds `stored`, the last of them at `sequence`.
+    fn advance(&mut self, history: History, stored: &[Outgoing], sequence: i64) -> Result<(), Fault> {
         let (Some(progress), Some(last)) = (self.progress, stored.last()) else {
             return Err(Fault::Superseded);
         };
@@ -176,23 +201,64 @@ impl ShardPublisher<'_> {
                 progress.stream_sequence
             )));
         }
-        let mut connection = self.shared.pool.acquire().await?;
-        if !OutboxProgress::new(&mut connection)
-            .advance(&progress, last.position, sequence)
-            .await?
-        {
-            return Err(Fault::Superseded);
-        }
         self.progress = Some(Progress {
             published_position: last.position,
             stream_sequence: sequence,
             ..progress
         });
-        // The server may have crashed since its acknowledgement and been examined without this progress.
+        self.unrecorded_since.get_or_insert_with(Instant::now);
+        self.connects = history.connects;
         if self.shared.connects() != history.connects {
             return Err(Fault::Disconnected);
         }
         Ok(())
+    }
+
+    /// Until when what was published should be recorded; none when it is.
+    fn until_due(&self) -> Option<Duration> {
+        self.unrecorded_since
+            .map(|since| RECORD_AFTER.saturating_sub(since.elapsed()))
+    }
+
+    async fn record_in_time(&mut self) -> Result<(), Fault> {
+        match self.until_due() {
+            Some(Duration::ZERO) => self.record().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Records how far this task has published.
+    async fn record(&mut self) -> Result<(), Fault> {
+        let (Some(progress), Some(recorded), Some(_)) = (self.progress, self.recorded, self.unrecorded_since) else {
+            return Ok(());
+        };
+        self.still_connected()?;
+        let mut connection = self.shared.pool.acquire().await?;
+        let is_ours = OutboxProgress::new(&mut connection)
+            .advance(&recorded, progress.published_position, progress.stream_sequence)
+            .await?;
+        if !is_ours {
+            return Err(Fault::Superseded);
+        }
+        self.recorded = Some(progress);
+        self.unrecorded_since = None;
+        // Else the server may have crashed since its acknowledgement and been examined without this record.
+        self.still_connected()
+    }
+
+    fn still_connected(&self) -> Result<(), Fault> {
+        if self.shared.connects() == self.connects {
+            Ok(())
+        } else {
+            Err(Fault::Disconnected)
+        }
+    }
+
+    /// Believes nothing any more; what is unrecorded will be published again.
+    fn forget(&mut self) {
+        self.progress = None;
+        self.recorded = None;
+        self.unrecorded_since = None;
     }
 }
 

@@ -54,6 +54,10 @@ pub fn target(settings: &config::Batch, pending: u64) -> usize {
     }
 }
 
+/// What fills a small batch sooner than this is gathered for so long: a commit of the engine costs as much for ten events as for a
+/// hundred, and this is a tenth of the second in which a message should be found.
+const BUSY: Duration = Duration::from_millis(100);
+
 /// What ended gathering.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Gathered {
@@ -63,22 +67,27 @@ pub enum Gathered {
     Broken(Option<String>),
 }
 
-/// Adds to a batch that has its first event, until it is as large as it should be, until nothing arrives for `linger`,
-/// or until the first event has waited for `max_wait`.
+/// Adds to a batch that has its first event, until it is as large as it should be and no longer grows fast, until nothing arrives
+/// for `linger`, or until the first event has waited for `max_wait`.
 pub async fn gather<S, E>(messages: &mut S, batch: &mut Vec<Delivery>, settings: &config::Batch) -> Gathered
 where
     S: Stream<Item = Result<jetstream::Message, E>> + Unpin,
     E: std::fmt::Display,
 {
-    let deadline = Instant::now() + settings.max_wait();
+    let began = Instant::now();
     loop {
         let pending = batch.last().map_or(0, |delivery| delivery.pending);
-        if batch.len() >= target(settings, pending) {
+        let wanted = target(settings, pending);
+        let is_small = wanted == settings.max_events && batch.len() < settings.backlog_max_events;
+        if batch.len() >= wanted && !(is_small && began.elapsed() < BUSY) {
             return Gathered::Full;
         }
-        let wait = settings
-            .linger()
-            .min(deadline.saturating_duration_since(Instant::now()));
+        let longest = if batch.len() < wanted {
+            settings.max_wait()
+        } else {
+            BUSY.min(settings.max_wait())
+        };
+        let wait = settings.linger().min(longest.saturating_sub(began.elapsed()));
         if wait == Duration::ZERO {
             return Gathered::Full;
         }

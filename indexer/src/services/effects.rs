@@ -31,8 +31,15 @@ pub(super) struct Effect<'a> {
     pub(super) happened_at: OffsetDateTime,
 }
 
-/// Reads an event; types that do not concern the index have no change.
+/// Reads an event; those that do not concern the index, by their subject or their type, have no change.
 pub(super) fn read(event: &Incoming) -> Result<Effect<'_>, UnreadableEvent> {
+    if !concerns_index(&event.subject) {
+        return Ok(Effect {
+            event,
+            change: None,
+            happened_at: OffsetDateTime::now_utc(),
+        });
+    }
     let (event_type, envelope) = Event::parse(&event.body)?;
     let change = match event_type {
         EventType::MessageCreated | EventType::MessageUpdated | EventType::MessageDeleted => {
@@ -64,6 +71,14 @@ pub(super) fn read(event: &Incoming) -> Result<Effect<'_>, UnreadableEvent> {
         change,
         happened_at: envelope.time,
     })
+}
+
+/// Whether the index is made of such events: those of messages, also of types to come, and of deleted chats.
+fn concerns_index(subject: &str) -> bool {
+    // fechatter.WORKSPACE.chat.CHAT.TYPE
+    let mut tokens = subject.splitn(5, '.').skip(2);
+    let (scope, what) = (tokens.next(), tokens.nth(1).unwrap_or_default());
+    scope == Some("chat") && (what.starts_with("message.") || what == EventType::ChatDeleted.as_str())
 }
 
 /// The last state of each message; a chat that is deleted anywhere in the batch takes its messages along, since it never
@@ -181,5 +196,33 @@ mod tests {
         let unrelated = Event::new(EventType::ReadUpdated, 1.into(), 2, OffsetDateTime::UNIX_EPOCH, ());
         let unrelated = incoming(&serde_json::to_string(&unrelated).unwrap());
         assert!(read(&unrelated).unwrap().change.is_none());
+    }
+
+    #[test]
+    fn what_does_not_concern_the_index_is_not_even_read() {
+        let of = |kind: EventType| concerns_index(&kind.subject(1.into(), 2));
+        let concerning: Vec<EventType> = EventType::ALL.into_iter().filter(|kind| of(*kind)).collect();
+        let expected = [
+            EventType::MessageCreated,
+            EventType::MessageUpdated,
+            EventType::MessageDeleted,
+            EventType::ChatDeleted,
+        ];
+        assert_eq!(concerning.len(), expected.len());
+        assert!(expected.iter().all(|kind| concerning.contains(kind)), "{concerning:?}");
+        assert!(concerns_index("fechatter.1.chat.2.message.pinned"), "a type to come");
+        for foreign in [
+            "",
+            "fechatter",
+            "fechatter.1.user.2.message.created",
+            "fechatter.1.chat.2",
+        ] {
+            assert!(!concerns_index(foreign), "{foreign:?}");
+        }
+        let of_the_future = Incoming {
+            subject: "fechatter.1.chat.2.reaction.added".to_owned(),
+            ..incoming("{}")
+        };
+        assert!(read(&of_the_future).unwrap().change.is_none());
     }
 }
