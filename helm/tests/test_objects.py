@@ -426,11 +426,12 @@ class Objects(unittest.TestCase):
             "nats": {"url": "nats://a:4223,tls://b,nats://[fd00::1]:4224"},
             "meilisearch": {"url": "https://search.example.org"},
             "telemetry": {"otlpEndpoint": "https://otlp.example.org/v1"},
+            "gateway": {"settings": {"upstreams": {"web": ["pages:8000", "[fd00::1]:8001"]}}},
         })
         allowed = flows(objects(values))
         out = lambda component: {port for a, b, port in allowed if (a, b) == (component, "outside")}
         self.assertEqual(out("indexer"), {53, 5432, 4222, 4223, 4224, 443})
-        self.assertEqual(out("gateway"), {53, 4222, 4223, 4224, 443})
+        self.assertEqual(out("gateway"), {53, 4222, 4223, 4224, 443, 8000, 8001})
 
     def test_no_secret_is_in_a_config_map_or_a_plain_variable(self):
         for item in self.each():
