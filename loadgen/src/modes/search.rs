@@ -169,10 +169,10 @@ fn fill(population: &Population, chats: &[i64], messages: u64) -> anyhow::Result
         .run(&format!(
             "INSERT INTO messages (workspace_id, chat_id, seq, sender_id, content, created_at)
              SELECT {workspace}, {first} + n % {count}, n / {count} + 1, {sender},
-                    (ARRAY['The quarterly release','The budget','The nightly build','The kettle','A proof','The meeting'])[1 + n % 6]
+                    (ARRAY['The quarterly release','The budget','The nightly build','The kettle','A proof','The meeting'])[(1 + n % 6)::int]
                     || ' word' || (n * 7919) % 20000 || ' concerns word' || (n * 104729) % 50000 || ' and number ' || n,
                     now() - (n % 1000000) * interval '1 minute'
-             FROM generate_series(0, {last}) AS n;
+             FROM generate_series(0::bigint, {last}) AS n;
              UPDATE chats SET last_seq = made.last FROM
                 (SELECT chat_id, max(seq) AS last FROM messages GROUP BY chat_id) AS made WHERE made.chat_id = chats.id;
              ANALYZE messages;",
