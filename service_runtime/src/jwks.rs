@@ -14,8 +14,11 @@ const REFRESH: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// Least time between two fetches caused by unknown keys, whoever sends them.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(2);
-/// How long a request waits for a fetch caused by its unknown key.
-const UNKNOWN_KEY_WAIT: Duration = Duration::from_secs(2);
+/// How long a fetch may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a request waits for a fetch caused by its unknown key: longer than that takes, so that a slow answer of the source does not make a
+/// good token a bad one.
+const UNKNOWN_KEY_WAIT: Duration = Duration::from_secs(4);
 /// Largest JWKS document read, in bytes.
 const DOCUMENT_MAX: usize = 65_536;
 
@@ -47,7 +50,7 @@ pub fn spawn(url: String, verifier: Arc<Verifier>, shutdown: CancellationToken) 
     let (requests, mut waiting) = mpsc::channel::<oneshot::Sender<()>>(64);
     tokio::spawn(async move {
         let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(3))
+            .timeout(FETCH_TIMEOUT)
             .build()
             .unwrap_or_default();
         let mut warned = false;

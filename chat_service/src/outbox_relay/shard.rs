@@ -30,11 +30,11 @@ pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken)
     };
     let mut doubt = Doubt::default();
     while let Some(history) = stop.run_until_cancelled(relay.history.valid_since(doubt)).await {
-        let published = match publisher.publish_next(history).await {
+        let outcome = match publisher.publish_next(history).await {
             Ok(may_have_more) => publisher.record_in_time().await.map(|()| may_have_more),
             fault => fault,
         };
-        match published {
+        match outcome {
             Ok(may_have_more) => {
                 backoff.reset();
                 outage.worked();

@@ -139,6 +139,28 @@ async fn a_new_key_is_fetched_when_first_seen_and_an_old_one_goes_with_the_set()
 }
 
 #[tokio::test]
+async fn keys_change_under_load_and_no_request_fails() {
+    let setup = setup(&[("RATE_LIMITS__READ", "{requests=1000000,window_seconds=1}")]).await;
+    let url = setup.gateway.url("/api/me");
+    let (old, new) = (setup.issuer.key.clone(), Key::new("second"));
+    setup.issuer.publish(vec![old.clone(), new.clone()]);
+    let mut load = tokio::task::JoinSet::new();
+    for worker in 0..8 {
+        // Both at once from the first request on, by connections that several threads serve.
+        let key = if worker % 2 == 0 { &new } else { &old };
+        let (client, token, url) = (setup.gateway.http2(), key.sign(&claims(worker)), url.clone());
+        load.spawn(async move {
+            for _ in 0..50 {
+                assert_eq!(client.get(&url).bearer_auth(&token).send().await.unwrap().status(), 200);
+            }
+        });
+    }
+    while let Some(done) = load.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn without_keys_nobody_passes_and_with_them_everybody_does() {
     let (issuer, upstream) = (Issuer::start().await, Upstream::start().await);
     let address = issuer.server.address;
