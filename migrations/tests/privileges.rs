@@ -158,7 +158,7 @@ async fn what_is_not_granted_is_refused() {
     for (role, statement) in REFUSED {
         let mut connection = PgConnection::connect(&database.url(role)).await.unwrap();
         let error = connection.execute(statement).await.expect_err(statement);
-        let code = error.as_database_error().and_then(|error| error.code());
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         assert_eq!(code.as_deref(), Some("42501"), "{role}: {statement}: {error}");
     }
 }
