@@ -145,7 +145,8 @@ async fn keys_change_under_load_and_no_request_fails() {
     let (old, new) = (setup.issuer.key.clone(), Key::new("second"));
     setup.issuer.publish(vec![old.clone(), new.clone()]);
     let mut load = tokio::task::JoinSet::new();
-    for worker in 0..8 {
+    // A user's id is at least 1.
+    for worker in 1..=8 {
         // Both at once from the first request on, by connections that several threads serve.
         let key = if worker % 2 == 0 { &new } else { &old };
         let (client, token, url) = (setup.gateway.http2(), key.sign(&claims(worker)), url.clone());
