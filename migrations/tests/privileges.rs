@@ -148,7 +148,8 @@ async fn the_roles_have_the_rights_that_are_listed() {
     .unwrap();
     assert!(!functions.is_empty());
     for (name, settings) in functions {
-        assert_eq!(settings, "search_path=pg_catalog, public, pg_temp", "{name}");
+        let path = settings.split(';').find(|setting| setting.starts_with("search_path="));
+        assert_eq!(path, Some("search_path=pg_catalog, public, pg_temp"), "{name}");
     }
 }
 
