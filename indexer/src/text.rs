@@ -94,29 +94,50 @@ pub fn tokens(text: &str, purpose: Purpose) -> Vec<Token> {
     found
 }
 
-/// The folded words of a text with one space between, runs of unspaced scripts whole: for an engine that has a tokenizer of
-/// its own, so that it finds the same words as we do and nothing that it could take for syntax.
-pub fn spaced(text: &str) -> String {
-    let mut spaced = String::with_capacity(text.len());
+/// A word, or a run of an unspaced script, as an engine with a tokenizer of its own is given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// The folded word, or the folded characters of the run with one space between: how an engine's dictionaries divide
+    /// a run depends on what is around it, and not every part of it would be found.
+    pub text: String,
+    pub kind: Kind,
+}
+
+/// The words and runs of a text, so that another engine finds the same as we do and nothing that it could take for syntax.
+pub fn units(text: &str) -> Vec<Unit> {
     let found = tokens(text, Purpose::Index);
+    let mut units = Vec::new();
     let mut rest = &found[..];
     while let Some(first) = rest.first() {
-        let mut run = 1;
-        if first.kind == Kind::Gram {
-            run += rest.windows(2).take_while(|pair| overlap(&pair[0], &pair[1])).count();
-        }
+        let run = 1 + rest.windows(2).take_while(|pair| overlap(&pair[0], &pair[1])).count();
         let (unit, after) = rest.split_at(run);
-        if !spaced.is_empty() {
-            spaced.push(' ');
-        }
-        match unit {
-            [word] if word.kind != Kind::Gram => spaced.push_str(&word.text),
-            [.., last] => spaced.push_str(&fold(&text[first.start..last.end])),
-            [] => {}
-        }
+        let text = if first.kind == Kind::Gram {
+            let ends = unit[1..]
+                .iter()
+                .map(|next| next.start)
+                .chain(unit.last().map(|last| last.end));
+            let characters: Vec<String> = unit
+                .iter()
+                .zip(ends)
+                .map(|(token, end)| fold(&text[token.start..end]))
+                .collect();
+            characters.join(" ")
+        } else {
+            first.text.clone()
+        };
+        units.push(Unit { text, kind: first.kind });
         rest = after;
     }
-    spaced
+    units
+}
+
+/// The words of a text with one space between, and one between the characters of a run; see [`units`].
+pub fn spaced(text: &str) -> String {
+    units(text)
+        .into_iter()
+        .map(|unit| unit.text)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Whether two neighbours are of one run of an unspaced script.
@@ -308,9 +329,9 @@ mod tests {
                 "the red green ones creme brulee quoted",
             ),
             ("INC-1042: 4.2.1 🚀", "inc 1042 4 2 1 🚀"),
-            ("明日は東京tower、大阪。", "明日は東京 tower 大阪"),
-            ("ｶﾞｽ 猫", "ガス 猫"),
-            ("한국어 Straße", "한국어 strasse"),
+            ("明日は東京tower、大阪。", "明 日 は 東 京 tower 大 阪"),
+            ("ｶﾞｽ 猫", "ガ ス 猫"),
+            ("한국어 Straße", "한 국 어 strasse"),
             ("!!! \"-", ""),
         ] {
             assert_eq!(spaced(text), expected);

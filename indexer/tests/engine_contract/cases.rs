@@ -60,6 +60,67 @@ pub async fn finds_unspaced_scripts(engine: &dyn SearchEngine) {
     assert_eq!(sorted(engine, "名古屋").await, NOTHING);
 }
 
+pub async fn any_part_of_an_unspaced_text_is_found(engine: &dyn SearchEngine) {
+    fill(
+        engine,
+        &[
+            "明日は東京で会議があります",
+            "東京都の天気",
+            "我们明天在北京开会",
+            "我們明天在臺北開會",
+            "내일 오후에 회의합니다",
+            "เราจะประชุมกันพรุ่งนี้ที่กรุงเทพ",
+            "サーバーを再起動した",
+        ],
+    )
+    .await;
+    for (q, expected) in [
+        // Ideographs alone, within Japanese and within Chinese.
+        ("東京", &[1, 2][..]),
+        ("京都", &[2]),
+        ("明", &[1, 3, 4]),
+        ("明天", &[3, 4]),
+        ("天在", &[3, 4]),
+        ("北京开会", &[3]),
+        ("臺北", &[4]),
+        ("会議", &[1]),
+        ("회의", &[5]),
+        ("의합", &[5]),
+        ("ประชุม", &[6]),
+        ("กรุงเทพ", &[6]),
+        ("サーバー", &[7]),
+        ("再起動", &[7]),
+        // One after the other, and no other way round.
+        ("京東", &[]),
+        ("\"明天在\"", &[3, 4]),
+        ("東京 天気", &[2]),
+        ("東京で会議", &[1]),
+        ("起動 サーバー", &[7]),
+    ] {
+        assert_eq!(sorted(engine, q).await, expected, "{q}");
+    }
+}
+
+pub async fn digits_must_be_right(engine: &dyn SearchEngine) {
+    fill(
+        engine,
+        &[
+            "invoice 20260117 was paid",
+            "invoice 20260118 was paid",
+            "signed with ed25519 keys",
+            "the release2025 branch, frozen",
+        ],
+    )
+    .await;
+    assert_eq!(sorted(engine, "20260117 paid").await, [1]);
+    assert_eq!(sorted(engine, "paid 20260118").await, [2]);
+    assert_eq!(sorted(engine, "paid 202601").await, [1, 2]);
+    assert_eq!(sorted(engine, "20260119").await, NOTHING);
+    assert_eq!(sorted(engine, "ed25519 keys").await, [3]);
+    assert_eq!(sorted(engine, "ed25518 keys").await, NOTHING);
+    assert_eq!(sorted(engine, "release2026 branch").await, NOTHING);
+}
+
 pub async fn phrases_are_exact(engine: &dyn SearchEngine) {
     fill(engine, &["red green blue", "green red blue", "the red, green ones"]).await;
     assert_eq!(sorted(engine, "\"red green\"").await, [1, 3]);

@@ -164,6 +164,8 @@ contract!(
     the_last_word_is_a_prefix,
     tolerates_typos_by_length,
     finds_unspaced_scripts,
+    any_part_of_an_unspaced_text_is_found,
+    digits_must_be_right,
     phrases_are_exact,
     all_words_must_match,
     searches_only_the_given_chats_and_workspace,

@@ -4,21 +4,38 @@ use std::collections::{BTreeMap, HashSet};
 
 use fechatter_core::ChatId;
 use fechatter_core::ids::MAX_SAFE_INTEGER;
+use meilisearch_sdk::search::SearchQuery;
 use meilisearch_sdk::settings::{
-    FacetSortValue, FacetingSettings, MinWordSizeForTypos, PaginationSetting, Settings, TypoToleranceSettings,
+    FacetSortValue, FacetingSettings, LocalizedAttributes, MinWordSizeForTypos, PaginationSetting, Settings,
+    TypoToleranceSettings,
 };
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
 use uuid::Uuid;
 
+use super::http::Http;
 use crate::engine::embedded::schema::micros;
 use crate::engine::embedded::{ONE_TYPO_CHARS, TWO_TYPOS_CHARS};
 use crate::engine::{Change, EngineQuery, MessageDocument};
 use crate::query::TextClause;
-use crate::text;
+use crate::text::{self, Kind};
+
+/// The language that Meilisearch takes every text for, so that messages and queries are divided and folded alike: left to
+/// itself it guesses by what is around a word, and a Japanese message is not found by two of its ideographs, which are
+/// taken for Chinese. What is to be divided or folded otherwise than in English our own tokenizer has done.
+pub(super) const LOCALES: &[&str] = &["eng"];
+
+/// Newest first; of the same moment what was written later.
+pub(super) const NEWEST_FIRST: [&str; 2] = ["created_micros:desc", "number:desc"];
+
+/// The first word of every message, which no query can hold, and the end of a sentence: `exactness` prefers a message
+/// that begins with the query, which in a chat says nothing.
+const BEFORE_THE_FIRST_WORD: &str = "\u{E000}. ";
 
 /// Pages reach this far.
 const TOTAL_HITS_MAX: usize = 10_100;
+/// Ids in one part of a filter: Meilisearch copies the rest of a part for each id that it reads.
+const IDS_AT_ONCE: usize = 50;
 /// Enough to sum kinds from the counts of all of a searcher's chats.
 const FACET_CHATS_MAX: usize = 10_000;
 
@@ -132,7 +149,7 @@ impl StoredContent {
             workspace_id: message.workspace_id.to_string(),
             chat_id: message.chat_id.to_string(),
             sender_id: message.sender_id.to_string(),
-            content: text::spaced(&message.content),
+            content: format!("{BEFORE_THE_FIRST_WORD}{}", text::spaced(&message.content)),
             created_micros: micros(message.created_at),
             day: message
                 .created_at
@@ -190,17 +207,18 @@ pub(super) fn settings() -> Settings {
             "day",
             "has_link",
         ])
-        .with_sortable_attributes(["created_micros"])
-        // `sort` first: "newest" means newest. Without it the rest decides and recency breaks ties.
-        .with_ranking_rules([
-            "sort",
-            "words",
-            "typo",
-            "proximity",
-            "attribute",
-            "exactness",
-            "created_micros:desc",
-        ])
+        .with_sortable_attributes(NEWEST_FIRST.map(|rule| rule.trim_end_matches(":desc")))
+        .with_localized_attributes([LocalizedAttributes {
+            locales: LOCALES.iter().map(ToString::to_string).collect(),
+            attribute_patterns: vec!["*".to_owned()],
+        }])
+        // `sort` first: "newest" means newest. Without it the rest decides and recency breaks ties. Where in a message a
+        // word is says nothing, and there is one attribute, so its rules are left out.
+        .with_ranking_rules(
+            ["sort", "words", "typo", "exactness", "proximity"]
+                .into_iter()
+                .chain(NEWEST_FIRST),
+        )
         .with_pagination(PaginationSetting {
             max_total_hits: TOTAL_HITS_MAX,
         })
@@ -214,44 +232,90 @@ pub(super) fn settings() -> Settings {
             one_typo: u8::try_from(ONE_TYPO_CHARS).ok(),
             two_typos: u8::try_from(TWO_TYPOS_CHARS).ok(),
         }),
+        disable_on_numbers: Some(true),
         ..TypoToleranceSettings::default()
     });
     settings
 }
 
-/// The query text: words, and phrases in quotes; whatever else Meilisearch would read as syntax is no part of a word.
+/// The query text: words, and in quotes what must be found exactly: phrases, runs of unspaced scripts, whole words with
+/// digits. Whatever else Meilisearch would read as syntax is no part of a word.
 pub(super) fn query_text(clauses: &[TextClause]) -> String {
-    clauses
-        .iter()
-        .map(|clause| match clause {
-            TextClause::Phrase(phrase) => format!("\"{}\"", text::spaced(phrase)),
-            TextClause::Word(word) | TextClause::Prefix(word) => text::spaced(word),
-        })
-        .collect::<Vec<_>>()
-        .join(" ")
+    let mut parts = Vec::new();
+    for clause in clauses {
+        let units = text::units(clause.text());
+        let last = units.len().saturating_sub(1);
+        match clause {
+            TextClause::Phrase(phrase) => parts.push(format!("\"{}\"", text::spaced(phrase))),
+            TextClause::Word(_) | TextClause::Prefix(_) => {
+                let is_prefix = matches!(clause, TextClause::Prefix(_));
+                for (i, text::Unit { text, kind }) in units.into_iter().enumerate() {
+                    let is_exact = kind != Kind::Word
+                        || (text.contains(|c: char| c.is_ascii_digit()) && !(is_prefix && i == last));
+                    parts.push(if is_exact { format!("\"{text}\"") } else { text });
+                }
+            }
+        }
+    }
+    parts.join(" ")
 }
 
-pub(super) fn filter(query: &EngineQuery) -> String {
-    let mut all = vec![
-        format!("workspace_id = \"{}\"", query.workspace_id),
-        format!("chat_id IN [{}]", quoted(query.chats.iter().map(|chat| chat.0))),
-    ];
-    if let Some(senders) = &query.senders {
-        all.push(format!(
-            "sender_id IN [{}]",
-            quoted(senders.iter().map(|sender| sender.0))
-        ));
+/// Conditions that must all be true; of a list any.
+#[derive(Debug, Serialize)]
+pub(super) struct Filter(Vec<Condition>);
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Condition {
+    One(String),
+    AnyOf(Vec<String>),
+}
+
+impl Condition {
+    fn among(attribute: &str, ids: &[i64]) -> Self {
+        if ids.is_empty() {
+            // No alternatives at all would be no condition.
+            return Self::One(format!("{attribute} IN []"));
+        }
+        let parts = ids.chunks(IDS_AT_ONCE);
+        Self::AnyOf(
+            parts
+                .map(|ids| format!("{attribute} IN [{}]", quoted(ids.iter())))
+                .collect(),
+        )
     }
-    if let Some(from) = query.created.from {
-        all.push(format!("created_micros >= {}", micros(from)));
+}
+
+impl Filter {
+    pub(super) fn of(query: &EngineQuery) -> Self {
+        let ids: Vec<i64> = query.chats.iter().map(|chat| chat.0).collect();
+        let mut all = vec![
+            Condition::One(format!("workspace_id = \"{}\"", query.workspace_id)),
+            Condition::among("chat_id", &ids),
+        ];
+        if let Some(senders) = &query.senders {
+            let ids: Vec<i64> = senders.iter().map(|sender| sender.0).collect();
+            all.push(Condition::among("sender_id", &ids));
+        }
+        if let Some(from) = query.created.from {
+            all.push(Condition::One(format!("created_micros >= {}", micros(from))));
+        }
+        if let Some(until) = query.created.until {
+            all.push(Condition::One(format!("created_micros < {}", micros(until))));
+        }
+        if query.has_link {
+            all.push(Condition::One("has_link = true".to_owned()));
+        }
+        Self(all)
     }
-    if let Some(until) = query.created.until {
-        all.push(format!("created_micros < {}", micros(until)));
-    }
-    if query.has_link {
-        all.push("has_link = true".to_owned());
-    }
-    all.join(" AND ")
+}
+
+/// A query and its filter, as the body of a request.
+#[derive(Serialize)]
+pub(super) struct Filtered<'a> {
+    #[serde(flatten)]
+    pub(super) query: &'a SearchQuery<'a, Http>,
+    pub(super) filter: Filter,
 }
 
 #[cfg(test)]
@@ -280,6 +344,36 @@ mod tests {
     }
 
     #[test]
+    fn many_ids_come_in_parts_and_none_are_a_condition_too() {
+        let query = |chats: std::ops::Range<i64>| EngineQuery {
+            workspace_id: 1.into(),
+            text: Vec::new(),
+            chats: chats.map(ChatId).collect(),
+            preferred_chats: [].into(),
+            senders: Some(Vec::new()),
+            created: crate::query::TimeRange::default(),
+            has_link: true,
+            sort: crate::engine::Sort::Newest,
+            offset: 0,
+            limit: 1,
+            now: time::OffsetDateTime::UNIX_EPOCH,
+        };
+        assert_eq!(
+            serde_json::to_value(Filter::of(&query(3..5))).unwrap(),
+            serde_json::json!([
+                "workspace_id = \"1\"",
+                ["chat_id IN [\"3\",\"4\"]"],
+                "sender_id IN []",
+                "has_link = true"
+            ])
+        );
+        let many = serde_json::to_value(Filter::of(&query(1..5_001))).unwrap();
+        assert_eq!(many[1].as_array().unwrap().len(), 100);
+        let none = serde_json::to_value(Filter::of(&query(1..1))).unwrap();
+        assert_eq!(none[1], "chat_id IN []");
+    }
+
+    #[test]
     fn no_clause_becomes_syntax() {
         let clauses = [
             TextClause::Word("-secret".to_owned()),
@@ -288,6 +382,18 @@ mod tests {
             TextClause::Prefix("x\"".to_owned()),
         ];
         assert_eq!(query_text(&clauses), "secret \"a b\" foo bar x");
+    }
+
+    #[test]
+    fn what_tolerates_no_typo_is_quoted() {
+        let clauses = [
+            TextClause::Word("明日は東京tower".to_owned()),
+            TextClause::Word("INC-1042:ed25519".to_owned()),
+            TextClause::Phrase("東京 4.2".to_owned()),
+            TextClause::Prefix("4.2.1".to_owned()),
+        ];
+        let expected = r#""明 日 は 東 京" tower inc "1042" "ed25519" "東 京 4 2" "4" "2" 1"#;
+        assert_eq!(query_text(&clauses), expected);
     }
 
     #[test]

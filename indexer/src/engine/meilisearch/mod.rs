@@ -7,6 +7,7 @@
 //! process writes at a time (`services::turn`): Meilisearch has no conditional writes.
 
 mod documents;
+mod http;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +16,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fechatter_core::MessageId;
 use fechatter_core::ids::MAX_SAFE_INTEGER;
-use meilisearch_sdk::client::{Client, SwapIndexes};
+use meilisearch_sdk::client::SwapIndexes;
 use meilisearch_sdk::documents::{DocumentDeletionQuery, DocumentsQuery};
 use meilisearch_sdk::errors::{Error, ErrorCode, ErrorType};
-use meilisearch_sdk::indexes::Index;
-use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, Selectors};
+use meilisearch_sdk::request::{HttpClient, Method};
+use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, SearchResults, Selectors};
 use meilisearch_sdk::task_info::TaskInfo;
 use meilisearch_sdk::tasks::Task;
 use secrecy::{ExposeSecret, SecretString};
@@ -31,9 +32,10 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::documents::{
-    Complete, Kept, POSITION, Rebuild, StoredId, StoredMessage, StoredState, StoredVersion, chat_mark, collapse,
-    filter, query_text, quoted, settings,
+    Complete, Filter, Filtered, Kept, LOCALES, NEWEST_FIRST, POSITION, Rebuild, StoredId, StoredMessage, StoredState,
+    StoredVersion, chat_mark, collapse, query_text, quoted, settings,
 };
+use self::http::Http;
 use super::{
     Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort, Stored,
     StreamPosition, most_frequent,
@@ -42,13 +44,14 @@ use crate::query::TextClause;
 use crate::text::{self, Purpose};
 
 /// Changes whenever documents or settings do so that an index written before must be rebuilt.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Documents read at once.
 const PAGE: usize = 1_000;
-/// Longest wait for one answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a task; a batch whose task takes longer is sent again, which changes nothing.
 const TASK_TIMEOUT: Duration = Duration::from_mins(2);
+
+type Client = meilisearch_sdk::client::Client<Http>;
+type Index = meilisearch_sdk::indexes::Index<Http>;
 
 /// How Meilisearch is reached.
 #[derive(Debug, Clone)]
@@ -64,6 +67,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct MeilisearchEngine {
     client: Client,
+    http: Http,
+    url: String,
     name: String,
     /// Whether the index and its settings are known to be there.
     prepared: Mutex<bool>,
@@ -91,7 +96,7 @@ fn engine_error(error: &Error) -> EngineError {
             EngineError::Rejected("HTTP 413".to_owned())
         }
         Error::MeilisearchCommunication(failed) => EngineError::Unavailable(format!("HTTP {}", failed.status_code)),
-        Error::HttpError(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),
+        Error::Other(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),
         _ => EngineError::Unavailable(text),
     }
 }
@@ -112,24 +117,21 @@ fn if_there<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// Waits for an answer within the bound.
+/// Waits for an answer, which comes within the bound of [`Http`].
 async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, EngineError> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
-        Ok(result) => result.map_err(|error| engine_error(&error)),
-        Err(_) => Err(EngineError::Unavailable(
-            "Meilisearch did not answer in time".to_owned(),
-        )),
-    }
+    call.await.map_err(|error| engine_error(&error))
 }
 
 impl MeilisearchEngine {
     /// A client of the server; nothing is asked of it yet.
     pub fn new(options: &Options) -> Result<Self, EngineError> {
-        let key = options.key.as_ref().map(|key| key.expose_secret().to_owned());
-        let key = key.filter(|key| !key.is_empty());
-        let client = Client::new(&options.url, key).map_err(|error| engine_error(&error))?;
+        let key = options.key.as_ref().filter(|key| !key.expose_secret().is_empty());
+        let http = Http::new(key).map_err(|error| engine_error(&error))?;
+        let url = options.url.trim_end_matches('/').to_owned();
         Ok(Self {
-            client,
+            client: Client::new_with_client(&url, None::<String>, http.clone()),
+            http,
+            url,
             name: options.index.clone(),
             prepared: Mutex::new(false),
             changing: Mutex::new(None),
@@ -329,6 +331,20 @@ impl MeilisearchEngine {
         Ok(applied)
     }
 
+    /// Searches; the SDK's queries know no list of alternatives as a filter.
+    async fn find(
+        &self,
+        query: &SearchQuery<'_, Http>,
+        filter: Filter,
+    ) -> Result<Option<SearchResults<StoredId>>, EngineError> {
+        let method = Method::Post {
+            query: (),
+            body: Filtered { query, filter },
+        };
+        let url = format!("{}/indexes/{}/search", self.url, self.name);
+        bounded(async { if_there(self.http.request(&url, method, 200).await) }).await
+    }
+
     async fn rebuild_under_way(&self) -> Result<Rebuild, EngineError> {
         let rebuild = self.kept(Rebuild::ID).await?;
         rebuild.ok_or_else(|| EngineError::Rejected("no rebuild is under way".to_owned()))
@@ -378,12 +394,9 @@ async fn versions(index: &Index, ids: Vec<String>) -> Result<HashMap<String, i64
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let filter = format!("id IN [{}]", quoted(ids.iter()));
     let mut query = DocumentsQuery::new(index);
-    query
-        .with_filter(&filter)
-        .with_limit(ids.len())
-        .with_fields(["id", "version"]);
+    query.with_limit(ids.len()).with_fields(["id", "version"]);
+    query.ids = Some(ids.iter().map(String::as_str).collect());
     let known = bounded(index.get_documents_with::<StoredVersion>(&query)).await?;
     Ok(known
         .results
@@ -433,21 +446,21 @@ impl SearchEngine for MeilisearchEngine {
             return Ok(Found::default());
         }
         let index = self.messages();
-        let (text, filter) = (query_text(&query.text), filter(&query));
+        let (text, filter) = (query_text(&query.text), Filter::of(&query));
         let mut search = SearchQuery::new(&index);
         search
             .with_query(&text)
-            .with_filter(&filter)
+            .with_locales(LOCALES)
             .with_offset(query.offset)
             .with_limit(query.limit)
             .with_attributes_to_retrieve(Selectors::Some(&["id"]))
             .with_facets(Selectors::Some(&["sender_id", "chat_id", "day"]))
             .with_matching_strategy(MatchingStrategies::ALL);
         if query.sort == Sort::Newest || query.text.is_empty() {
-            search.with_sort(&["created_micros:desc"]);
+            search.with_sort(&NEWEST_FIRST);
         }
         // Before the first message is indexed there is no index.
-        let Some(results) = bounded(async { if_there(search.execute::<StoredId>().await) }).await? else {
+        let Some(results) = self.find(&search, filter).await? else {
             return Ok(Found::default());
         };
         let facets = results.facet_distribution.unwrap_or_default();
