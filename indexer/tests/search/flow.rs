@@ -10,7 +10,11 @@ use crate::world::{World, envelope};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_an_edit_a_deletion_and_a_deleted_chat_reach_search() {
-    let mut world = World::new().await;
+    changes_reach_search(World::new().await).await;
+}
+
+/// On either engine.
+pub async fn changes_reach_search(mut world: World) {
     let owner = world.workspace("acme").await;
     let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
 

@@ -3,5 +3,6 @@
 mod api;
 mod dead_letters;
 mod flow;
+mod meilisearch;
 mod recovery;
 mod world;

@@ -90,7 +90,7 @@ async fn nats_may_go_away_and_come_back() {
         .await;
 }
 
-async fn health(world: &World) -> (u16, String) {
+pub async fn health(world: &World) -> (u16, String) {
     let answer = world.http.get(world.url("/health")).send().await.expect("an answer");
     let status = answer.status().as_u16();
     let body: serde_json::Value = answer.json().await.expect("JSON");
@@ -126,7 +126,11 @@ async fn a_stream_that_was_rebuilt_is_consumed_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reindex_serves_the_old_while_it_builds_and_ends_with_the_truth() {
-    let mut world = World::without_indexer().await;
+    reindex_ends_with_the_truth(World::without_indexer().await).await;
+}
+
+/// On either engine.
+pub async fn reindex_ends_with_the_truth(mut world: World) {
     world.set("REINDEX__CHUNK", "20");
     world.set("REINDEX__PAUSE_MS", "50");
     world.start().await;
@@ -146,14 +150,22 @@ async fn reindex_serves_the_old_while_it_builds_and_ends_with_the_truth() {
         .bind(vanished)
         .execute(&world.pool)
         .await
-        .unwrap();
+        .expect("deleted");
 
     let url = format!("http://127.0.0.1:{}/reindex", world.admin_port);
-    assert_eq!(world.http.post(&url).send().await.unwrap().status(), 202);
-    assert_eq!(world.http.post(&url).send().await.unwrap().status(), 409);
+    assert_eq!(world.http.post(&url).send().await.expect("an answer").status(), 202);
+    assert_eq!(world.http.post(&url).send().await.expect("an answer").status(), 409);
     let live = world.send(chat, owner, "archive live").await;
     world.finds(owner, "archive live", &[live]).await;
-    let running: serde_json::Value = world.http.get(&url).send().await.unwrap().json().await.unwrap();
+    let running: serde_json::Value = world
+        .http
+        .get(&url)
+        .send()
+        .await
+        .expect("an answer")
+        .json()
+        .await
+        .expect("JSON");
     assert_eq!(
         running["state"], "running",
         "the rebuild was too quick for this test: {running}"
@@ -391,7 +403,11 @@ async fn a_full_disk_stops_writing_with_a_clear_word_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_consistency_report_names_what_differs() {
-    let mut world = World::new().await;
+    consistency_names_what_differs(World::new().await).await;
+}
+
+/// On either engine.
+pub async fn consistency_names_what_differs(mut world: World) {
     let owner = world.workspace("acme").await;
     let chat = world.chat(ChatKind::PublicChannel, "general", &[owner]).await;
     let same = world.send(chat, owner, "steady words").await;
@@ -419,7 +435,7 @@ async fn the_consistency_report_names_what_differs() {
         ),
         ("DELETE FROM messages WHERE id = $1", vanished),
     ] {
-        sqlx::query(sql).bind(id).execute(&world.pool).await.unwrap();
+        sqlx::query(sql).bind(id).execute(&world.pool).await.expect("a change");
     }
     let (succeeded, output) = world.try_command(&["consistency"]).await;
     assert!(!succeeded, "{output}");
