@@ -73,7 +73,9 @@ impl Messages<'_> {
     /// `messages_idempotency` and leaves nothing behind, not even a hole in `seq`.
     ///
     /// The sender's membership row is held first, so a removal that commits before this cannot be overtaken; as strongly as the
-    /// read cursor on it needs, which moves to the new message: who writes has read.
+    /// read cursor on it needs, which moves to the new message: who writes has read. It moves by `ON CONFLICT`, which looks for the
+    /// row as it is now. An `UPDATE` begins at the version that its snapshot sees, and may there wait behind somebody who leaves,
+    /// who waits for somebody who joins, who waits for this chat.
     pub async fn insert(&mut self, new: &NewMessage<'_>) -> Result<Option<MessageRow>, Error> {
         let (key, digest) = new.idempotency.unzip();
         Ok(sqlx::query_as!(
@@ -91,8 +93,9 @@ impl Messages<'_> {
                 SELECT $1, chat.id, chat.last_seq, $3, $4, $5, $6, clock_timestamp() FROM chat
                 RETURNING id, chat_id, seq, sender_id, content, version, created_at
             ), own_cursor AS (
-                UPDATE chat_members AS m SET last_read_seq = message.seq
-                FROM message WHERE m.chat_id = message.chat_id AND m.user_id = $3
+                INSERT INTO chat_members (chat_id, user_id, workspace_id, last_read_seq)
+                SELECT chat_id, sender_id, $1, seq FROM message
+                ON CONFLICT (chat_id, user_id) DO UPDATE SET last_read_seq = excluded.last_read_seq
             ), shard AS (
                 UPDATE outbox_shards AS s SET last_position = s.last_position + 1
                 FROM message WHERE s.shard = (message.chat_id % 16)::smallint
