@@ -4,6 +4,7 @@ use fechatter_core::chat::MembershipRule;
 use fechatter_core::problem::{Code, FieldError, Problem};
 use service_runtime::ApiError;
 use service_runtime::error::Chain;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// Why a use case did not happen. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,9 @@ pub enum Error {
     Overloaded,
     #[error("database")]
     Database(#[from] sqlx::Error),
+    /// The statement of several requests failed, and nobody knows whether before or after its commit.
+    #[error("statement of a batch")]
+    Batch(#[source] std::sync::Arc<Self>),
     #[error("password hashing")]
     Hashing(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("token signing")]
@@ -56,6 +60,13 @@ impl Error {
             code: code.to_owned(),
             detail: detail.into(),
         }])
+    }
+
+    /// Whether the server refused a statement and undid it. Not so when it ended the session, or the connection broke: then the
+    /// commit may have come before.
+    pub fn is_undone(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::Database(error))
+            if error.try_downcast_ref::<PgDatabaseError>().is_some_and(|error| error.severity() == PgSeverity::Error))
     }
 
     /// Whether this is the violation of a named constraint or unique index.
@@ -95,14 +106,20 @@ impl From<Error> for ApiError {
                     .into()
             }
             Error::Overloaded => Self::unavailable("The service is busy; try again in a moment.", 1),
-            Error::Database(error) if migrations::is_away(&error) => {
-                tracing::error!(error = %Chain(&error), "database away");
-                Self::unavailable(
-                    "The database cannot be reached or is too busy; nothing was changed. Try again in a moment.",
-                    2,
-                )
-            }
+            Error::Database(error) if migrations::is_away(&error) => database_away(&error),
+            Error::Batch(error) => match &*error {
+                Error::Database(error) if migrations::is_away(error) => database_away(error),
+                error => Self::internal(error),
+            },
             error => Self::internal(&error),
         }
     }
+}
+
+fn database_away(error: &sqlx::Error) -> ApiError {
+    tracing::error!(error = %Chain(error), "database away");
+    ApiError::unavailable(
+        "The database cannot be reached or is too busy; nothing was changed. Try again in a moment.",
+        2,
+    )
 }

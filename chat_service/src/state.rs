@@ -50,7 +50,7 @@ impl AppState {
             },
             chats: ChatService { store: store.clone() },
             members: MemberService { store: store.clone() },
-            messages: MessageService { store: store.clone() },
+            messages: MessageService::new(store.clone()),
             sessions: SessionService { store: store.clone() },
             users: UserService {
                 store: store.clone(),

@@ -1,4 +1,4 @@
-//! Messages: one statement sends, with the chat's next seq and the event.
+//! Messages: one statement sends, one or many, with the chats' next seqs and the events.
 
 use fechatter_core::events::EventType;
 use fechatter_core::wire::MessageView;
@@ -27,6 +27,8 @@ pub struct NewMessage<'a> {
     pub content: &'a str,
     /// Key and SHA-256 of the content.
     pub idempotency: Option<(&'a str, &'a [u8])>,
+    /// W3C trace context of the request, which its event carries on.
+    pub traceparent: Option<&'a str>,
 }
 
 /// An earlier content of a message.
@@ -129,11 +131,153 @@ impl Messages<'_> {
             digest,
             Uuid::now_v7(),
             EventType::MessageCreated.as_str(),
-            observability::propagation::current_traceparent()
+            new.traceparent
         )
         .fetch_optional(&mut *self.0)
         .await?
         .map(MessageRow::from))
+    }
+
+    /// Sends several messages in one statement, in their order: what [`Self::insert`] does for one, at a fifth of its cost each.
+    ///
+    /// `None` for a message that it leaves out, and then nothing of it is written: whose sender is no member, whose chat is
+    /// deleted, whose idempotency key was used before, and whose membership or chat somebody else holds. Why, and what follows
+    /// from it, [`Self::insert`] tells. An error leaves nothing behind of any of them.
+    ///
+    /// It waits for no membership and no chat, so it may hold many of them; shards it waits for in their order. A key may occur
+    /// once per chat and sender.
+    pub async fn insert_all(&mut self, new: &[NewMessage<'_>]) -> Result<Vec<Option<MessageRow>>, Error> {
+        let workspaces: Vec<i64> = new.iter().map(|message| message.workspace_id.0).collect();
+        let chats: Vec<i64> = new.iter().map(|message| message.chat_id.0).collect();
+        let senders: Vec<i64> = new.iter().map(|message| message.sender_id.0).collect();
+        let contents: Vec<&str> = new.iter().map(|message| message.content).collect();
+        let (keys, digests): (Vec<Option<&str>>, Vec<Option<&[u8]>>) =
+            new.iter().map(|message| message.idempotency.unzip()).unzip();
+        let events: Vec<Uuid> = new.iter().map(|_| Uuid::now_v7()).collect();
+        let traceparents: Vec<Option<&str>> = new.iter().map(|message| message.traceparent).collect();
+        let rows = sqlx::query!(
+            r#"
+            -- The parameters by subqueries: planned for any number of messages, once.
+            WITH input AS MATERIALIZED (
+                SELECT *
+                FROM unnest((SELECT $1::bigint[]), (SELECT $2::bigint[]), (SELECT $3::bigint[]), (SELECT $4::text[]),
+                            (SELECT $5::text[]), (SELECT $6::bytea[]), (SELECT $7::uuid[]), (SELECT $9::text[]))
+                    WITH ORDINALITY AS i (workspace_id, chat_id, sender_id, content, key, digest, event_id, traceparent, ordinal)
+            ), member AS MATERIALIZED (
+                SELECT held.chat_id, held.user_id
+                FROM (SELECT DISTINCT workspace_id, chat_id, sender_id FROM input) AS sender
+                CROSS JOIN LATERAL (
+                    SELECT m.chat_id, m.user_id FROM chat_members AS m
+                    WHERE m.chat_id = sender.chat_id AND m.user_id = sender.sender_id AND m.workspace_id = sender.workspace_id
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) AS held
+            ), chat AS MATERIALIZED (
+                SELECT held.id
+                FROM (SELECT DISTINCT chat_id FROM member) AS wanted
+                CROSS JOIN LATERAL (
+                    SELECT c.id FROM chats AS c WHERE c.id = wanted.chat_id AND c.deleted_at IS NULL
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) AS held
+            ), accepted AS MATERIALIZED (
+                SELECT input.*, row_number() OVER (PARTITION BY input.chat_id ORDER BY input.ordinal) AS place
+                FROM input
+                JOIN member ON member.chat_id = input.chat_id AND member.user_id = input.sender_id
+                JOIN chat ON chat.id = input.chat_id
+                WHERE input.key IS NULL OR NOT EXISTS (
+                    SELECT FROM messages AS earlier
+                    WHERE earlier.chat_id = input.chat_id AND earlier.sender_id = input.sender_id
+                      AND earlier.idempotency_key = input.key)
+            ), raised AS (
+                UPDATE chats AS c SET last_seq = c.last_seq + counted.messages
+                FROM (SELECT chat_id, count(*) AS messages FROM accepted GROUP BY chat_id) AS counted
+                WHERE c.id = counted.chat_id
+                RETURNING c.id, c.name, c.kind, c.last_seq - counted.messages AS before
+            ), placed AS MATERIALIZED (
+                SELECT accepted.*, raised.before + accepted.place AS seq, raised.name, raised.kind,
+                       (accepted.chat_id % 16)::smallint AS shard
+                FROM accepted JOIN raised ON raised.id = accepted.chat_id
+            ), message AS (
+                INSERT INTO messages (workspace_id, chat_id, seq, sender_id, content, idempotency_key,
+                                      idempotency_digest, created_at)
+                SELECT workspace_id, chat_id, seq, sender_id, content, key, digest, clock_timestamp()
+                FROM placed ORDER BY ordinal
+                RETURNING id, chat_id, seq, sender_id, version, created_at
+            ), own_cursor AS (
+                INSERT INTO chat_members (chat_id, user_id, workspace_id, last_read_seq)
+                SELECT chat_id, sender_id, min(workspace_id), max(seq) FROM placed GROUP BY chat_id, sender_id
+                ON CONFLICT (chat_id, user_id) DO UPDATE SET last_read_seq = excluded.last_read_seq
+            ), held_shard AS MATERIALIZED (
+                SELECT held.shard, counted.messages
+                FROM (SELECT (chat_id % 16)::smallint AS shard, count(*) AS messages FROM message GROUP BY 1 ORDER BY 1) AS counted
+                CROSS JOIN LATERAL (
+                    SELECT s.shard FROM outbox_shards AS s WHERE s.shard = counted.shard FOR NO KEY UPDATE
+                ) AS held
+            ), shard AS (
+                UPDATE outbox_shards AS s SET last_position = s.last_position + held_shard.messages
+                FROM held_shard WHERE s.shard = held_shard.shard
+                RETURNING s.shard, s.last_position - held_shard.messages AS before
+            ), event AS (
+                INSERT INTO outbox (shard, position, event_id, event_type, workspace_id, scope_id, data, traceparent)
+                SELECT shard.shard,
+                       shard.before + row_number() OVER (PARTITION BY shard.shard ORDER BY placed.ordinal),
+                       placed.event_id, $8, placed.workspace_id, placed.chat_id,
+                       json_build_object(
+                           'message', json_build_object(
+                               'id', message.id, 'chat_id', message.chat_id, 'seq', message.seq,
+                               'sender_id', message.sender_id, 'content', placed.content,
+                               'created_at', rtrim(rtrim(to_char(message.created_at AT TIME ZONE 'UTC',
+                                                                 'YYYY-MM-DD"T"HH24:MI:SS.US'), '0'), '.') || 'Z',
+                               'edited_at', NULL, 'deleted_at', NULL),
+                           'version', message.version,
+                           'chat', json_build_object('id', placed.chat_id, 'name', placed.name, 'kind', placed.kind)),
+                       placed.traceparent
+                FROM placed
+                JOIN message ON message.chat_id = placed.chat_id AND message.seq = placed.seq
+                JOIN shard ON shard.shard = placed.shard
+            )
+            SELECT placed.ordinal AS "ordinal!", message.id AS "id!", message.seq AS "seq!", message.version AS "version!",
+                   message.created_at AS "created_at!"
+            FROM placed JOIN message ON message.chat_id = placed.chat_id AND message.seq = placed.seq
+            "#,
+            &workspaces,
+            &chats,
+            &senders,
+            &contents as &[&str],
+            &keys as &[Option<&str>],
+            &digests as &[Option<&[u8]>],
+            &events,
+            EventType::MessageCreated.as_str(),
+            &traceparents as &[Option<&str>]
+        )
+        .fetch_all(&mut *self.0)
+        .await?;
+        let mut stored: Vec<Option<MessageRow>> = new.iter().map(|_| None).collect();
+        for row in rows {
+            let index = usize::try_from(row.ordinal - 1).ok();
+            let (Some(slot), Some(message)) = (
+                index.and_then(|index| stored.get_mut(index)),
+                index.and_then(|index| new.get(index)),
+            ) else {
+                return Err(Error::Inconsistent(format!(
+                    "a message number {} of a batch",
+                    row.ordinal
+                )));
+            };
+            *slot = Some(MessageRow {
+                version: row.version,
+                view: MessageView {
+                    id: row.id.into(),
+                    chat_id: message.chat_id,
+                    seq: row.seq,
+                    sender_id: message.sender_id,
+                    content: Some(message.content.to_owned()),
+                    created_at: row.created_at,
+                    edited_at: None,
+                    deleted_at: None,
+                },
+            });
+        }
+        Ok(stored)
     }
 
     /// The message first sent under an idempotency key, and the digest of what was sent.

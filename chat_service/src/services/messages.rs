@@ -4,8 +4,11 @@ use fechatter_core::events::{EventType, MessageEvent, ReadEvent, shard_of};
 use fechatter_core::message::{check_content, is_idempotency_key};
 use fechatter_core::wire::{ChatView, MessageView, Page};
 use fechatter_core::{ChatId, MessageId};
+use observability::propagation;
 use sha2::{Digest, Sha256};
+use tracing::Span;
 
+use super::group_commit::{GroupCommit, Outcome, Turn};
 use super::validation::Validation;
 use super::{Actor, access, page};
 use crate::error::Error;
@@ -16,7 +19,8 @@ use crate::repositories::{Repositories, Store};
 /// Message use cases.
 #[derive(Debug, Clone)]
 pub struct MessageService {
-    pub store: Store,
+    store: Store,
+    group_commit: GroupCommit,
 }
 
 /// A message, and whether this request made it.
@@ -34,6 +38,14 @@ pub struct MessagePage {
 }
 
 impl MessageService {
+    /// On `store`, where messages that come while others are under way are stored together.
+    pub fn new(store: Store) -> Self {
+        Self {
+            group_commit: GroupCommit::new(store.clone()),
+            store,
+        }
+    }
+
     /// Sends a message. The same key by the same sender in the same chat gives the first message again, for ever.
     pub async fn send(&self, actor: Actor, chat: ChatId, content: &str, key: Option<&str>) -> Result<Sent, Error> {
         Validation::default()
@@ -46,16 +58,46 @@ impl MessageService {
             )
             .finish()?;
         let digest: [u8; 32] = Sha256::digest(content.as_bytes()).into();
+        let traceparent = propagation::current_traceparent();
         let new = NewMessage {
             workspace_id: actor.workspace,
             chat_id: chat,
             sender_id: actor.user,
             content,
             idempotency: key.map(|key| (key, &digest[..])),
+            traceparent: traceparent.as_deref(),
         };
-        let mut connection = self.store.connection().await?;
-        match connection.messages().insert(&new).await {
+        match self.group_commit.join(&new).await? {
+            Outcome::Turn(turn) => self.send_alone(actor, &new, turn).await,
+            Outcome::Stored { row, statement } => {
+                if let Some(context) = statement.as_deref().and_then(propagation::context_from_traceparent) {
+                    propagation::add_link(&Span::current(), &context);
+                }
+                Ok(Sent {
+                    message: row.view,
+                    is_new: true,
+                })
+            }
+        }
+    }
+
+    /// Sends by a statement of its own, which also tells why a message cannot be sent.
+    async fn send_alone(&self, actor: Actor, new: &NewMessage<'_>, mut turn: Turn) -> Result<Sent, Error> {
+        let chat = new.chat_id;
+        let kept = turn.connection();
+        let statement = async {
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => self.store.connection().await?,
+            };
+            let result = connection.messages().insert(new).await;
+            Ok::<_, Error>((connection, result))
+        };
+        let (mut connection, result) = turn.run(statement).await?;
+        match result {
             Ok(Some(row)) => {
+                turn.leave(connection);
+                self.group_commit.stored_alone(new);
                 self.store.wake(shard_of(chat.0));
                 Ok(Sent {
                     message: row.view,
@@ -63,11 +105,13 @@ impl MessageService {
                 })
             }
             Ok(None) => {
+                self.group_commit.refused(new);
+                drop(turn);
                 access::member(&mut connection, actor, chat).await?;
                 Err(Error::Conflict("Your membership changed at this moment; try again."))
             }
             Err(error) if error.violates("messages_idempotency") => {
-                let key = key.unwrap_or_default();
+                let (key, digest) = new.idempotency.unwrap_or_default();
                 let (row, first_digest) = connection
                     .messages()
                     .find_by_key(chat, actor.user, key)

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod auth;
 pub mod chats;
+pub mod group_commit;
 pub mod inheritance;
 pub mod members;
 pub mod messages;

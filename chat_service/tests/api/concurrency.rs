@@ -4,6 +4,7 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::group_commit::statements;
 use crate::support::{App, User};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,6 +52,11 @@ async fn fifty_senders_in_one_chat_leave_no_gap_and_no_repeat() {
             .await
             .unwrap();
     assert!(times.is_sorted(), "time never runs against seq");
+    let sizes = statements(&app, &[chat]).await;
+    assert!(
+        sizes.iter().any(|size| *size > 1),
+        "some were stored together: {sizes:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +81,28 @@ async fn one_key_from_twenty_tasks_makes_one_message() {
     );
     assert!(answers.iter().all(|(_, message)| message["id"] == answers[0].1["id"]));
     assert_eq!(owner.say(chat, "next").await["seq"], 2, "refused retries take no seq");
+    // The same among messages that are stored together: other keys beside it, and each from several tasks.
+    let bodies = (0..40)
+        .map(|number| json!({"content": format!("{}", number % 8), "idempotency_key": format!("{}", number % 8)}));
+    let answers = join_all(bodies.map(|body| owner.post(&path, body))).await;
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|(status, _)| *status == StatusCode::CREATED)
+            .count(),
+        8,
+        "{answers:?}"
+    );
+    assert_eq!(
+        answers.iter().filter(|(status, _)| *status == StatusCode::OK).count(),
+        32
+    );
+    assert_eq!(owner.say(chat, "last").await["seq"], 11);
+    let sizes = statements(&app, &[chat]).await;
+    assert!(
+        sizes.iter().any(|size| *size > 1),
+        "some were stored together: {sizes:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

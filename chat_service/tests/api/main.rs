@@ -6,6 +6,7 @@ mod authorisation;
 mod chats;
 mod concurrency;
 mod document;
+mod group_commit;
 mod health;
 mod identity;
 mod members;

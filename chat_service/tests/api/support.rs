@@ -7,6 +7,7 @@ use chat_service::AppState;
 use chat_service::config::{Auth, Config, Passwords};
 use chat_service::outbox_relay::{self, Wake};
 use chat_service::services::inheritance::Inheritance;
+use chat_service::services::messages::MessageService;
 use chat_service::services::sessions::SessionService;
 use chat_service::signing_keys::{self, SigningKeys};
 use fechatter_core::health::Status;
@@ -27,6 +28,7 @@ pub struct App {
     pub keys: SigningKeys,
     pub sessions: SessionService,
     pub inheritance: Inheritance,
+    pub messages: MessageService,
     pub http: reqwest::Client,
     shutdown: CancellationToken,
     _keys_dir: tempfile::TempDir,
@@ -55,8 +57,12 @@ pub type Answer = (StatusCode, Value);
 
 impl App {
     pub async fn start() -> Self {
+        Self::on(dev::postgres::Server::shared()).await
+    }
+
+    pub async fn on(server: &dev::postgres::Server) -> Self {
         log_errors();
-        let database = dev::postgres::Server::shared().database().unwrap();
+        let database = server.database().unwrap();
         let owner = PgPool::connect(&database.owner_url()).await.unwrap();
         migrations::MIGRATOR.run(&owner).await.unwrap();
         let keys_dir = tempfile::tempdir().unwrap();
@@ -66,6 +72,7 @@ impl App {
         let keys = SigningKeys::open(&config.auth.keys_dir, 60).unwrap();
         let state = AppState::new(&config, pool.clone(), Arc::new(Wake::default()), keys.clone()).unwrap();
         let (sessions, inheritance) = (state.sessions.clone(), state.users.inheritance.clone());
+        let messages = state.messages.clone();
         let checks = health::Checks::default().with("postgres", Status::Down, move || migrations::check(pool.clone()));
         let router = chat_service::router(state, checks.routes(CancellationToken::new()));
         let listener = serve::bind(([127, 0, 0, 1], 0).into(), "listen").await.unwrap();
@@ -83,6 +90,7 @@ impl App {
             keys,
             sessions,
             inheritance,
+            messages,
             http: reqwest::Client::new(),
             shutdown,
             _keys_dir: keys_dir,

@@ -7,6 +7,8 @@ use std::time::Duration;
 use dev::platform::{Platform, Service};
 use dev::{http, wait};
 use reqwest::Method;
+use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::client::Client;
 use crate::collector::{Collector, Span};
@@ -186,6 +188,95 @@ fn is_of_known_processes(trace: &SendTrace) {
         instances.insert(attribute("service.instance.id").unwrap_or_default());
     }
     assert_eq!(instances.len(), 4, "each process is one instance: {instances:?}");
+}
+
+/// Messages that come while the database is busy are stored by one statement; each trace stays whole.
+#[test]
+fn messages_stored_together_keep_their_traces_and_are_linked() {
+    const MESSAGES: usize = 8;
+    let collector = Collector::start().unwrap();
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "200"),
+    ];
+    let mut platform = Platform::temporary_with(&[Service::Notify, Service::Indexer], &env).unwrap();
+    let (token, path) = drive(async {
+        let client = Client::new(&platform).unwrap();
+        let ada = flow::sign_up(&client, "Team Together", "ada", None).await.unwrap();
+        let chat = json!({"kind": "private_channel", "name": "together", "member_ids": []});
+        let chat = client.call("chat", Method::POST, "/api/chat", Some(&ada.token), Some(chat));
+        let path = format!("/api/chat/{}/messages", chat.await.unwrap()["id"]);
+        // Only who has sent to a chat takes part.
+        let first = client.call(
+            "send",
+            Method::POST,
+            &path,
+            Some(&ada.token),
+            Some(json!({"content": "first"})),
+        );
+        first.await.unwrap();
+        (ada.token, path)
+    });
+    let client = Client::new(&platform).unwrap();
+    let server = &*platform.postgres().unwrap();
+    std::thread::scope(|scope| {
+        // The first message waits at the outbox, so the others wait for it.
+        let hold = "BEGIN; LOCK outbox_shards; SELECT pg_sleep(1.5); COMMIT";
+        let holder = scope.spawn(|| server.psql("fechatter", hold).unwrap());
+        wait::until(Duration::from_secs(5), "the outbox to be held", || {
+            let locks = "SELECT count(*) FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock' AND relation = 'outbox_shards'::regclass";
+            (server.psql("fechatter", locks).ok()?.trim() == "1").then_some(())
+        })
+        .unwrap();
+        drive(async {
+            let mut sends = JoinSet::new();
+            for number in 0..MESSAGES {
+                let (client, path, token) = (client.clone(), path.clone(), token.clone());
+                let body = json!({"content": format!("message {number}")});
+                sends.spawn(async move { client.call("send", Method::POST, &path, Some(&token), Some(body)).await });
+            }
+            for answer in sends.join_all().await {
+                answer.unwrap();
+            }
+        });
+        holder.join().unwrap();
+    });
+    let found = wait::until(Duration::from_secs(15), "the spans of a batch", || {
+        let spans = collector.spans();
+        let edges: Vec<&str> = spans
+            .iter()
+            .filter(|span| span.service == "gateway" && span.name == SEND)
+            .map(|span| span.trace_id.as_str())
+            .collect();
+        // Each message's own trace leads on to its publication.
+        let published = |trace: &str| {
+            spans
+                .iter()
+                .any(|span| span.trace_id == trace && span.name.starts_with("publish"))
+        };
+        if edges.len() <= MESSAGES || !edges.iter().all(|trace| published(trace)) {
+            return None;
+        }
+        let batch = spans
+            .iter()
+            .find(|span| span.name == "store messages" && span.links.len() > 1)?;
+        spans
+            .iter()
+            .find(|span| span.parent_id == batch.id && span.kind == CLIENT && span.name.contains("INSERT messages"))?;
+        let linked_back = spans
+            .iter()
+            .filter(|span| span.service == "chat_service" && span.name == SEND && span.links.contains(&batch.trace_id));
+        (linked_back.count() >= batch.links.len())
+            .then(|| (batch.clone(), edges.iter().map(ToString::to_string).collect()))
+    });
+    let (batch, edges): (Span, Vec<String>) =
+        found.unwrap_or_else(|error| panic!("{error:#}: {:#?}", collector.spans()));
+    assert!(batch.links.iter().all(|trace| edges.contains(trace)), "{batch:?}");
+    assert_eq!(
+        batch.attributes.get("db.operation.batch.size"),
+        Some(&batch.links.len().to_string()),
+        "{batch:?}"
+    );
 }
 
 #[test]
