@@ -2,6 +2,7 @@
 //!
 //! Forward only; expand first and contract a release later, so that the previous release runs on the new schema.
 
+mod lost;
 #[cfg(feature = "rows")]
 pub mod rows;
 
@@ -77,13 +78,15 @@ pub enum OpenError {
     Pending(Vec<i64>),
 }
 
-/// A connection that was used this lately is not asked whether it lives.
+/// A connection that was used this lately is not asked whether it lives, unless connections were lost meanwhile.
 const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long a service waits for its database at start.
 const OPEN_SECONDS: u64 = 30;
 
 /// Opens the pool of a service: waits up to 30 s for the database and refuses one that lacks migrations.
+///
+/// One connection more than `max_connections` notices when PostgreSQL drops them all.
 pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenError> {
     let options: sqlx::postgres::PgConnectOptions = url.parse().map_err(OpenError::Url)?;
     let options = sqlx::ConnectOptions::log_slow_statements(
@@ -91,6 +94,8 @@ pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenE
         log::LevelFilter::Warn,
         std::time::Duration::from_secs(1),
     );
+    let lost = lost::Lost::new();
+    let seen = lost.clone();
     let pool = sqlx::postgres::PgPoolOptions::new()
         .max_connections(max_connections)
         // A request that cannot get a connection in this time answers 503 instead of queueing for ever.
@@ -98,9 +103,10 @@ pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenE
         // A round trip that asks whether a connection lives costs a busy server as much as some queries do. One that worked a
         // moment ago does.
         .test_before_acquire(false)
-        .before_acquire(|connection, past| {
+        .before_acquire(move |connection, past| {
+            let doubtful = past.idle_for >= TRUSTED_FOR || seen.within(past.idle_for);
             Box::pin(async move {
-                if past.idle_for >= TRUSTED_FOR {
+                if doubtful {
                     sqlx::Connection::ping(connection).await?;
                 }
                 Ok(true)
@@ -114,7 +120,8 @@ pub async fn open(url: &str, max_connections: u32) -> Result<sqlx::PgPool, OpenE
                 sqlx::Executor::execute(connection, settings).await.map(|_| ())
             })
         })
-        .connect_lazy_with(options);
+        .connect_lazy_with(options.clone());
+    lost.watch(&pool, options);
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(OPEN_SECONDS);
     loop {
         match pending(&pool).await {
