@@ -13,6 +13,7 @@ mod generation;
 mod room;
 pub mod schema;
 mod tokenizer;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,6 +29,7 @@ pub use generation::OpenError;
 use fechatter_core::MessageId;
 
 use self::generation::{Generation, Marks, WriterOptions};
+use self::writing::{writing, yielding};
 use super::{Applied, Change, EngineError, EngineQuery, Found, SearchEngine, Stored, StreamPosition};
 
 /// Name of the file that names the serving generation.
@@ -67,6 +69,10 @@ pub struct EmbeddedEngine {
 impl EmbeddedEngine {
     /// Opens the folder, or begins an empty index in it.
     pub fn open(options: Options) -> Result<Self, OpenError> {
+        yielding(|| Self::open_here(options))?
+    }
+
+    fn open_here(options: Options) -> Result<Self, OpenError> {
         std::fs::create_dir_all(&options.folder)?;
         let writer = WriterOptions {
             memory: options.writer_memory,
@@ -158,7 +164,7 @@ impl SearchEngine for EmbeddedEngine {
         let _changing = self.changing.lock().await;
         let (serving, building) = (self.serving(), self.building());
         let (folder, min_free) = (self.options.folder.clone(), self.options.min_free);
-        blocking(move || {
+        writing(move || {
             room::require(&folder, min_free)?;
             let reach = |marks: &mut Marks| marks.position = StreamPosition::reached(marks.position, position);
             if let Some(building) = building {
@@ -250,7 +256,7 @@ impl SearchEngine for EmbeddedEngine {
             memory: self.options.writer_memory,
         };
         let min_free = self.options.min_free;
-        let building = blocking(move || {
+        let building = writing(move || {
             room::require(&folder, min_free)?;
             let next = next_name(&folder).map_err(|error| io_error(&error))?;
             Generation::create(folder.join(next), writer).map_err(|error| EngineError::Unavailable(error.to_string()))
@@ -263,7 +269,7 @@ impl SearchEngine for EmbeddedEngine {
     async fn rebuild_load(&self, changes: Vec<Change>, cursor: i64) -> Result<(), EngineError> {
         let building = self.building_or_error()?;
         let (folder, min_free) = (self.options.folder.clone(), self.options.min_free);
-        blocking(move || {
+        writing(move || {
             room::require(&folder, min_free)?;
             building.apply(&changes, |marks| marks.cursor = cursor).map(drop)
         })
@@ -275,7 +281,7 @@ impl SearchEngine for EmbeddedEngine {
         let building = self.building_or_error()?;
         let old = self.serving();
         let (folder, fresh) = (self.options.folder.clone(), Arc::clone(&building));
-        blocking(move || {
+        writing(move || {
             fresh.apply(&[], |marks| {
                 marks.complete = true;
                 // Live changes went to both, so neither is behind the other.
