@@ -3,6 +3,7 @@
 mod chaos;
 mod delivery;
 mod endings;
+mod history;
 mod presence;
 mod scale;
 mod storm;

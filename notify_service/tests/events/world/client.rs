@@ -21,6 +21,14 @@ pub struct Frame {
     pub data: Value,
 }
 
+/// The texts of the messages among them.
+pub fn contents(frames: &[Frame]) -> Vec<&str> {
+    let messages = frames.iter().filter(|frame| frame.event == "message.created");
+    messages
+        .map(|frame| frame.data["message"]["content"].as_str().expect("text"))
+        .collect()
+}
+
 /// An open stream.
 pub struct Sse {
     pub status: u16,

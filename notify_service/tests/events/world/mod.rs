@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-pub use client::{Frame, Sse};
+pub use client::{Frame, Sse, contents};
 pub use writes::{Chat, Publisher, User};
 
 /// Longest wait for a state that must come.
