@@ -16,6 +16,8 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Resident memory at the end, shared pages divided among those who share them.
     pub memory_mib: f64,
+    /// Of that, what no file backs: what the process allocated, without mapped indexes and programs.
+    pub anonymous_mib: f64,
     /// Highest resident memory of its life.
     pub peak_mib: f64,
 }
@@ -41,16 +43,14 @@ impl Watched {
                 next += 1;
             }
             let mut seconds = 0.0;
-            let (mut memory, mut peak) = (0.0, 0.0);
+            let mut memory = Memory::default();
             for id in ids {
                 let Ok(used) = Stat::read(id) else { continue };
                 // What ended children used is in their parent.
                 seconds += used.cpu_seconds;
-                let (now, highest) = memory_of(id);
-                memory += now;
-                peak += highest;
+                memory.add(&Memory::of(id));
             }
-            cpu.push((name.clone(), seconds, memory, peak));
+            cpu.push((name.clone(), seconds, memory));
         }
         Ok(Look {
             cpu,
@@ -63,8 +63,8 @@ impl Watched {
 /// One look.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// Name, processor seconds, memory and peak in MiB.
-    cpu: Vec<(String, f64, f64, f64)>,
+    /// Name, processor seconds, memory.
+    cpu: Vec<(String, f64, Memory)>,
     /// Busy and all processor seconds of the machine.
     machine: (f64, f64),
     /// Of this process without its children.
@@ -92,11 +92,12 @@ impl Look {
         let processes: Vec<Usage> = self
             .cpu
             .iter()
-            .map(|(name, seconds, memory, peak)| Usage {
+            .map(|(name, seconds, memory)| Usage {
                 name: name.clone(),
                 cpu_seconds: (seconds - earlier.get(name.as_str()).copied().unwrap_or_default()).max(0.0),
-                memory_mib: *memory,
-                peak_mib: *peak,
+                memory_mib: memory.resident,
+                anonymous_mib: memory.anonymous,
+                peak_mib: memory.peak,
             })
             .collect();
         let generator = self.own - before.own;
@@ -162,19 +163,39 @@ fn children_by_parent() -> BTreeMap<u32, Vec<u32>> {
     children
 }
 
-/// Present (shared pages divided) and highest resident memory in MiB.
-fn memory_of(id: u32) -> (f64, f64) {
-    let field = |file: &str, name: &str| -> Option<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{id}/{file}")).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace()
-            .next()?
-            .parse::<f64>()
-            .ok()
-            .map(|kib| kib / 1_024.0)
-    };
-    let now = field("smaps_rollup", "Pss:").or_else(|| field("status", "VmRSS:"));
-    (now.unwrap_or_default(), field("status", "VmHWM:").unwrap_or_default())
+/// Memory in MiB.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    /// Shared pages divided.
+    resident: f64,
+    anonymous: f64,
+    peak: f64,
+}
+
+impl Memory {
+    fn of(id: u32) -> Self {
+        let field = |file: &str, name: &str| -> Option<f64> {
+            let text = std::fs::read_to_string(format!("/proc/{id}/{file}")).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace()
+                .next()?
+                .parse::<f64>()
+                .ok()
+                .map(|kib| kib / 1_024.0)
+        };
+        let either = |rollup: &str, status: &str| field("smaps_rollup", rollup).or_else(|| field("status", status));
+        Self {
+            resident: either("Pss:", "VmRSS:").unwrap_or_default(),
+            anonymous: either("Pss_Anon:", "RssAnon:").unwrap_or_default(),
+            peak: field("status", "VmHWM:").unwrap_or_default(),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.resident += other.resident;
+        self.anonymous += other.anonymous;
+        self.peak += other.peak;
+    }
 }
 
 /// Busy and all processor seconds of the machine since it started.

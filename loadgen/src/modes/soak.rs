@@ -1,8 +1,8 @@
 //! `soak`: clients come and go for a long time, some without a word; memory and streams must stay flat.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -39,10 +39,16 @@ pub struct Args {
 
 /// Streams that come and go together.
 const GROUP: usize = 20;
-/// Memory may differ by this much between the second fifth and the last: caches fill, allocators keep pages.
+/// Memory may differ by this much between the second fifth and the last: allocators keep pages.
 const FLAT: f64 = 1.10;
-/// How long senders use their tokens, which live an hour.
+/// How long people use their tokens, which live an hour.
 const TOKEN: Duration = Duration::from_mins(30);
+/// What notify_service keeps of the newest events has a bound, and is to be full before memory is judged: so many looks in a row it
+/// did not grow, and so long it may take.
+const FULL_LOOKS: u32 = 2;
+const FILL: Duration = Duration::from_mins(5);
+/// Between two such looks.
+const FILL_SLICE: Duration = Duration::from_secs(3);
 /// Who vanished is missed at the next heartbeat, which is 25 s away at most.
 const MISSED: Duration = Duration::from_mins(1);
 /// How groups leave, one after the other.
@@ -63,6 +69,8 @@ impl Watch for Counting {
 struct Pairs {
     population: Population,
     chats: Vec<i64>,
+    /// What receivers came with last, and since when, by the number of their pair.
+    tokens: Mutex<HashMap<usize, (Arc<str>, Instant)>>,
 }
 
 impl Pairs {
@@ -80,13 +88,26 @@ impl Pairs {
         })
     }
 
-    /// Some of the receivers, by chance, with tokens that are new.
+    /// The token of a receiver, who comes back with the same one while it lives, as clients do.
+    fn token(&self, number: usize) -> anyhow::Result<Arc<str>> {
+        let mut tokens = self.tokens.lock().expect("no panic holds it");
+        if let Some((token, since)) = tokens.get(&number)
+            && since.elapsed() < TOKEN
+        {
+            return Ok(Arc::clone(token));
+        }
+        let token = self.population.token(number * 2 + 1)?;
+        tokens.insert(number, (Arc::clone(&token), Instant::now()));
+        Ok(token)
+    }
+
+    /// Some of the receivers, by chance.
     fn group(&self, rng: &mut StdRng) -> anyhow::Result<Vec<Screen>> {
         let screen = |_| {
             let number = rng.random_range(0..self.chats.len());
             Ok(Screen {
                 number,
-                token: self.population.token(number * 2 + 1)?,
+                token: self.token(number)?,
                 cursor: None,
             })
         };
@@ -103,7 +124,11 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     let population = Population::settle(&target.platform, &target.data, streams * 2)?;
     let groups: Vec<Vec<usize>> = (0..streams).map(|pair| vec![pair * 2, pair * 2 + 1]).collect();
     let chats = population.chats(&groups)?;
-    let pairs = Arc::new(Pairs { population, chats });
+    let pairs = Arc::new(Pairs {
+        population,
+        chats,
+        tokens: Mutex::default(),
+    });
     let mut report = Report::new("soak", machine);
     report.durability = machine::durability(&mut target.platform, &target.data);
     report.set("minutes", args.minutes);
@@ -119,13 +144,16 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
         token: pairs.population.token(0)?,
         body: None,
     };
-    let workers = Workers::open(&address, setting.connections.min(16), &look).await?;
+    let mut workers = Workers::open(&address, setting.connections.min(16), &look).await?;
+    let before = fill(&target, &mut workers, &pairs, &counters).await?;
+    report.figure("messages_before", to_float(before));
     let watched = target.watched();
     let meter = Meter::start(&watched)?;
     let rate = f64::from(args.rate);
     let talking = tokio::spawn(talk_on(
         workers,
         Arc::clone(&pairs),
+        before,
         rate,
         length,
         Arc::clone(&counters),
@@ -151,10 +179,34 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Messages at a steady rate, with new tokens now and then.
+/// Messages as fast as they are taken, until the newest events fill what is kept of them; how many.
+async fn fill(target: &Target, workers: &mut Workers, pairs: &Pairs, counters: &Arc<Counters>) -> anyhow::Result<u64> {
+    say("filling what notify_service keeps of the newest events");
+    let admin = target.platform.ports().notify_admin;
+    let load = Load {
+        rate: None,
+        length: FILL_SLICE,
+    };
+    let (mut sent, mut held, mut full) = (0, 0.0, 0);
+    let began = Instant::now();
+    while full < FULL_LOOKS && began.elapsed() < FILL && !is_stopped() {
+        let outcomes = workers
+            .run("fill", load, Arc::new(pairs.sender(sent)?), Arc::clone(counters))
+            .await?;
+        sent += outcomes.count() + outcomes.error_count();
+        let now = metric(admin, "notify_ring_size_bytes").context("notify_service does not say what it keeps")?;
+        // The oldest events give way one by one, so a full ring goes up and down by one.
+        full = if now > held * 1.01 { 0 } else { full + 1 };
+        held = held.max(now);
+    }
+    Ok(sent)
+}
+
+/// Messages at a steady rate after `first` others, with new tokens now and then.
 async fn talk_on(
     mut workers: Workers,
     pairs: Arc<Pairs>,
+    first: u64,
     rate: f64,
     length: Duration,
     counters: Arc<Counters>,
@@ -166,7 +218,7 @@ async fn talk_on(
         if left.is_zero() {
             break;
         }
-        let sender = Arc::new(pairs.sender(all.count() + all.error_count())?);
+        let sender = Arc::new(pairs.sender(first + all.count() + all.error_count())?);
         let load = Load {
             rate: Some(rate),
             length: left.min(TOKEN),
@@ -199,7 +251,7 @@ struct Visited {
     reason: Option<String>,
     /// Streams that ended without being left.
     ended: u64,
-    /// MiB of each process, and when.
+    /// MiB that each process allocated, and when. Files that are mapped, as the index, grow with what was written.
     memory: Vec<(f64, Vec<(String, f64)>)>,
 }
 
@@ -228,7 +280,10 @@ impl Visits<'_> {
             }
             if visited.memory.len() < usize::try_from(started.elapsed().as_secs() / 5)? {
                 let used = self.meter.stop()?.processes;
-                let sizes = used.into_iter().map(|usage| (usage.name, usage.memory_mib)).collect();
+                let sizes = used
+                    .into_iter()
+                    .map(|usage| (usage.name, usage.anonymous_mib))
+                    .collect();
                 visited.memory.push((started.elapsed().as_secs_f64(), sizes));
             }
             until(Duration::from_millis(200), || false).await;
