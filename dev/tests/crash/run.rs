@@ -21,6 +21,9 @@ use crate::writers::{WORD, come_and_go, send};
 /// How long everything may take to arrive after the last crash.
 const SETTLE: Duration = Duration::from_mins(2);
 
+/// Messages that were sent, and as many that arrived, before NATS goes away.
+const BEFORE_OUTAGE: u64 = 50;
+
 /// Devices that read with tickets. The gateway sends a workspace's streams to one replica, and those with tickets to any.
 const TICKET_DEVICES: [&str; 4] = ["ada's telephone", "cy's laptop", "wes's laptop", "yan's laptop"];
 
@@ -249,8 +252,6 @@ fn trouble(
         ));
     }
     if plan.crashes.is_empty() {
-        // So that there is something to be lost.
-        std::thread::sleep(Duration::from_secs(3));
         damage.outage(plan, platform, ledger, say)?;
     }
     // Processes that found nothing to connect to end, and are started again as their supervisor would.
@@ -312,8 +313,9 @@ impl Damage {
             away.as_secs(),
             if wipe { ", its streams destroyed" } else { "" }
         ));
-        // Everybody is to be sending before it begins.
-        wait::until(SETTLE, "somebody to send", || (answered() > 10).then_some(()))
+        // There has to be something to be lost.
+        let enough = || answered() as u64 >= BEFORE_OUTAGE && read(&ledger.delivered) >= BEFORE_OUTAGE;
+        wait::until(SETTLE, "messages to be sent and delivered", || enough().then_some(()))
             .map_err(|error| format!("{error:#}"))?;
         let before = answered();
         let server = platform.nats().ok_or("no NATS of ours")?;
