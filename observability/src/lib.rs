@@ -83,9 +83,10 @@ pub struct Telemetry {
 
 /// Noise that is never worth a span, and that exporting itself would cause.
 const QUIET: &str = "hyper=off,hyper_util=off,h2=off,tonic=off,tower=off,reqwest=off,rustls=off,sqlx=off,\
-                     opentelemetry=off,async_nats=off,tantivy=off,observability::exporting=off";
-/// Libraries that say the same thing at each attempt of a repeated one; the filter of the configuration can undo it.
-const REPETITIVE: &str = "opentelemetry=error,async_nats=warn";
+                     opentelemetry=off,async_nats=off,tantivy=off,meilisearch_sdk=off,observability::exporting=off";
+/// Libraries that say the same thing at each attempt of a repeated one, or warn of each answer that says "there is no such
+/// thing"; the filter of the configuration can undo it.
+const REPETITIVE: &str = "opentelemetry=error,async_nats=warn,meilisearch_sdk=off";
 
 /// Has records of the `log` crate that nobody wants end where they begin: Pingora makes a dozen per request. What is recorded
 /// by `tracing`, statements among it, is not concerned.
