@@ -88,9 +88,17 @@ const QUIET: &str = "hyper=off,hyper_util=off,h2=off,tonic=off,tower=off,reqwest
 /// thing"; the filter of the configuration can undo it.
 const REPETITIVE: &str = "opentelemetry=error,async_nats=warn,meilisearch_sdk=off";
 
+/// What goes to standard output by a filter of the configuration.
+fn stdout_filter(filter: &str) -> String {
+    format!("{REPETITIVE},{filter}")
+}
+
 /// Has records of the `log` crate that nobody wants end where they begin: Pingora makes a dozen per request. What is recorded
-/// by `tracing`, statements among it, is not concerned.
-fn bound_log(most_verbose: Option<LevelFilter>) {
+/// by `tracing`, statements among it, is not concerned. The subscriber sets a bound of its own, that of its most curious layer,
+/// at its start and when a filter changes; so this comes after it.
+fn bound_log(filter: &str) {
+    let most_verbose = EnvFilter::try_new(stdout_filter(filter)).ok();
+    let most_verbose = most_verbose.and_then(|filter| filter.max_level_hint());
     let bound = most_verbose.and_then(|level| level.to_string().parse().ok());
     log::set_max_level(bound.unwrap_or(log::LevelFilter::Trace));
 }
@@ -98,12 +106,8 @@ fn bound_log(most_verbose: Option<LevelFilter>) {
 /// Sets up telemetry for the process `service`. An exporter that cannot be built is said once and left out: no request
 /// waits for a collector, and no process fails for want of one.
 pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitError> {
-    let (stdout_filter, of_stdout) = log_filter::reloadable(
-        &log.filter,
-        |filter| format!("{REPETITIVE},{filter}"),
-        |filter| bound_log(filter.max_level_hint()),
-    )?;
-    let stdout_filter = stdout_filter
+    let (to_stdout, of_stdout) = log_filter::reloadable(&log.filter, stdout_filter)?;
+    let to_stdout = to_stdout
         // An outage of the collector is said once, by `exporting`, not at each export of each signal.
         .and(filter_fn(|metadata| {
             !(metadata.target().starts_with("opentelemetry") && metadata.name().contains("Export"))
@@ -132,7 +136,7 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
                 .build();
             // What nobody wants in the log is not exported either, nor even built.
             let text = |filter: &str| format!("{filter},{QUIET}");
-            let (filter, of_export) = log_filter::reloadable(&log.filter, text, |_| {})?;
+            let (filter, of_export) = log_filter::reloadable(&log.filter, text)?;
             filters.push(of_export);
             Some(bridge.with_filter(filter))
         }
@@ -141,12 +145,12 @@ pub fn init(service: &'static str, log: &LogConfig) -> Result<Telemetry, InitErr
     tracing_subscriber::registry()
         // Spans first: its context is then active when a line asks for the trace id.
         .with(spans)
-        .with(LogLines::new(service, log.format).with_filter(stdout_filter))
+        .with(LogLines::new(service, log.format).with_filter(to_stdout))
         .with(exported_logs)
         .with(Statements::new(service).with_filter(Targets::new().with_target(statements::TARGET, LevelFilter::TRACE)))
         .try_init()
         .map_err(|_| InitError::Twice)?;
-    log_filter::install(&log.filter, filters);
+    log_filter::install(&log.filter, filters, bound_log);
     process::register();
     for complaint in complaints {
         tracing::warn!(complaint, "telemetry is not exported");

@@ -20,6 +20,8 @@ pub enum FilterFault {
 struct Log {
     filter: Mutex<String>,
     layers: Vec<Apply>,
+    /// Called when all layers have a filter.
+    taken: fn(&str),
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -52,6 +54,7 @@ pub fn set(filter: &str) -> Result<(), FilterFault> {
     for apply in &log.layers {
         apply(filter)?;
     }
+    (log.taken)(filter);
     filter.clone_into(&mut current);
     Ok(())
 }
@@ -60,27 +63,25 @@ pub fn set(filter: &str) -> Result<(), FilterFault> {
 pub(crate) fn reloadable<S>(
     filter: &str,
     text: impl Fn(&str) -> String + Send + Sync + 'static,
-    changed: impl Fn(&EnvFilter) + Send + Sync + 'static,
 ) -> Result<(reload::Layer<EnvFilter, S>, Apply), ParseError>
 where
     S: 'static,
 {
-    let first = EnvFilter::try_new(text(filter))?;
-    changed(&first);
-    let (layer, handle) = reload::Layer::new(first);
+    let (layer, handle) = reload::Layer::new(EnvFilter::try_new(text(filter))?);
     let apply = move |filter: &str| {
         let filter = EnvFilter::try_new(text(filter))?;
-        changed(&filter);
         handle.reload(filter).map_err(|_| FilterFault::NoLog)
     };
     Ok((layer, Box::new(apply)))
 }
 
-/// The log is up.
-pub(crate) fn install(filter: &str, layers: Vec<Apply>) {
+/// The log is up. `taken` is called now and after each change.
+pub(crate) fn install(filter: &str, layers: Vec<Apply>, taken: fn(&str)) {
+    taken(filter);
     // A second log of a process is refused before.
     let _ = LOG.set(Log {
         filter: Mutex::new(filter.to_owned()),
         layers,
+        taken,
     });
 }
