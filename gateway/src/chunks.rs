@@ -1,7 +1,9 @@
-//! Where a chunked body ends, byte by byte, before a parser that forgives reads it.
+//! Where a chunked body ends, byte by byte, and what it carries; requests are followed before a parser that forgives reads them.
 //!
 //! Whatever a proxy in front of us could read differently (line feeds within extensions, spaces around sizes, fields behind the last
 //! chunk that speak of the body) is a fault. What comes after the body is not the body's, so it waits for its own check.
+
+use bytes::{Buf, BytesMut};
 
 use crate::framing;
 
@@ -71,6 +73,25 @@ impl Chunks {
             at += 1;
         }
         Ok((self.state == State::Ended).then_some(at))
+    }
+
+    /// Takes the next bytes of an answer out of `bytes` and what they carry to `data`; returns whether the body ends among them. What comes
+    /// behind it stays in `bytes`.
+    pub fn unwrap(&mut self, bytes: &mut BytesMut, data: &mut BytesMut) -> Result<bool, ChunkFault> {
+        while self.state != State::Ended && bytes.has_remaining() {
+            if self.state == State::Data {
+                let part = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+                data.extend_from_slice(&bytes.split_to(part));
+                self.left -= part as u64;
+                if self.left == 0 {
+                    self.state = State::DataEnd;
+                }
+                continue;
+            }
+            self.state = self.next(bytes[0])?;
+            bytes.advance(1);
+        }
+        Ok(self.state == State::Ended)
     }
 
     fn next(&mut self, byte: u8) -> Result<State, ChunkFault> {
@@ -154,6 +175,29 @@ mod tests {
         }
         assert_eq!(end(b"5\r\nabc"), Ok(None));
         assert_eq!(end(b""), Ok(None));
+    }
+
+    #[test]
+    fn what_a_body_carries_is_taken_out_however_it_arrives() {
+        let wire = b"2;x=y\r\nab\r\nA\r\n0123456789\r\n0\r\nX-Checksum: abc\r\n\r\nNEXT";
+        for cut in 0..=wire.len() {
+            let (mut chunks, mut data) = (Chunks::default(), BytesMut::new());
+            let mut bytes = BytesMut::from(&wire[..cut]);
+            let mut ended = chunks.unwrap(&mut bytes, &mut data).unwrap();
+            assert_eq!(ended, cut >= wire.len() - 4, "cut at {cut}");
+            bytes.extend_from_slice(&wire[cut..]);
+            ended |= chunks.unwrap(&mut bytes, &mut data).unwrap();
+            assert_eq!(
+                (ended, &data[..], &bytes[..]),
+                (true, &b"ab0123456789"[..], &b"NEXT"[..]),
+                "cut at {cut}"
+            );
+        }
+        let mut bytes = BytesMut::from(&b"2\r\nabXX"[..]);
+        assert_eq!(
+            Chunks::default().unwrap(&mut bytes, &mut BytesMut::new()),
+            Err(ChunkFault)
+        );
     }
 
     #[test]

@@ -172,12 +172,15 @@ pub fn check(head: &[u8], limits: &HeadLimits) -> Result<Following, FramingFault
     fields.conclude(version)
 }
 
-struct Lines<'a> {
-    rest: &'a [u8],
+/// The lines of a head.
+#[derive(Debug)]
+pub struct Lines<'a> {
+    pub rest: &'a [u8],
 }
 
 impl<'a> Lines<'a> {
-    fn next_line(&mut self) -> Result<&'a [u8], FramingFault> {
+    /// The next one, without its end.
+    pub fn next_line(&mut self) -> Result<&'a [u8], FramingFault> {
         let end = memchr::memchr(b'\n', self.rest).ok_or(FramingFault::BareLineEnd)?;
         let line = self.rest[..end].strip_suffix(b"\r").ok_or(FramingFault::BareLineEnd)?;
         self.rest = &self.rest[end + 1..];
@@ -268,11 +271,7 @@ impl<'a> Fields<'a> {
         {
             return Err(FramingFault::TransferEncoding);
         }
-        if let Some(value) = self.content_length
-            && !(matches!(value.len(), 1..=18) && value.iter().all(u8::is_ascii_digit))
-        {
-            return Err(FramingFault::ContentLength);
-        }
+        let length = self.content_length.map(length_of).transpose()?;
         match self.host {
             Some(host) if is_host(host) => {}
             None if version == Version::Http10 => {}
@@ -281,8 +280,7 @@ impl<'a> Fields<'a> {
         if self.transfer_encoding.is_some() {
             return Ok(Following::Chunks);
         }
-        let length = self.content_length.and_then(|digits| std::str::from_utf8(digits).ok());
-        Ok(match length.and_then(|digits| digits.parse().ok()).unwrap_or(0) {
+        Ok(match length.unwrap_or(0) {
             // What has a body is over with it, whatever protocol it asks for.
             0 if self.upgrade => Following::Open,
             length => Following::Body(length),
@@ -290,8 +288,18 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The name and the value of a line that may stand in a head.
-fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), FramingFault> {
+/// The number in a `Content-Length`: digits and nothing else.
+pub fn length_of(value: &[u8]) -> Result<u64, FramingFault> {
+    if !matches!(value.len(), 1..=18) || !value.iter().all(u8::is_ascii_digit) {
+        return Err(FramingFault::ContentLength);
+    }
+    Ok(value
+        .iter()
+        .fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))
+}
+
+/// The name and the value of a line that may stand in a head and is not empty.
+pub fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), FramingFault> {
     if matches!(line[0], b' ' | b'\t') {
         return Err(FramingFault::ObsoleteFold);
     }
@@ -300,7 +308,9 @@ fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), FramingFault> {
     if name.is_empty() || !name.iter().all(|byte| is_token_byte(*byte)) {
         return Err(FramingFault::FieldName);
     }
-    if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+    // All bytes without a way out in between: the compiler looks at many at once. Tokens are long.
+    let has_control = |found, byte: &u8| found | (byte.is_ascii_control() && *byte != b'\t');
+    if value.iter().fold(false, has_control) {
         return Err(FramingFault::ControlByte);
     }
     Ok((name, value.trim_ascii()))
@@ -393,12 +403,25 @@ pub fn is_host(host: &[u8]) -> bool {
 
 /// Whether a byte may stand in a method or field name (RFC 9110, `tchar`).
 pub const fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        )
+    TOKEN_BYTES[byte as usize]
 }
+
+/// Looked up, since every byte of every field's name is.
+const TOKEN_BYTES: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        bytes[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < others.len() {
+        bytes[others[at] as usize] = true;
+        at += 1;
+    }
+    bytes
+};
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,7 @@
-//! Who and what a request is: its id, its trace, the client's address; and what of that an upstream may be told by whom.
+//! Who and what a request is: its id, its trace, the client's address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use opentelemetry::global::{BoxedSpan, BoxedTracer};
@@ -10,48 +9,10 @@ use opentelemetry::trace::{
     Span, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
 };
 use opentelemetry::{Context, ContextGuard, KeyValue};
-use pingora::http::RequestHeader;
-use pingora::{ErrorType, OkOrErr};
-
-use crate::fields;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
-const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-
-/// Fields that speak of the client, its rights or the way here. From outside they are only claims, so they are removed.
-const REMOVED: [&str; 14] = [
-    "forwarded",
-    "via",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "b3",
-    "remote-user",
-    "client-ip",
-    "true-client-ip",
-    "x-real-ip",
-    "x-client-ip",
-    "x-request-id",
-    "x-http-method-override",
-    "expect",
-];
-const REMOVED_PREFIXES: [&str; 11] = [
-    "x-forwarded",
-    "x-original",
-    "x-rewrite",
-    "x-user",
-    "x-auth",
-    "x-workspace",
-    "x-session",
-    "x-role",
-    "x-internal",
-    "x-fechatter",
-    "x-b3",
-];
 
 /// The identity of one request.
 #[derive(Debug)]
@@ -183,6 +144,11 @@ impl Trace {
 
     /// W3C `traceparent`, also the value of `traceresponse`.
     pub fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.text()).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// The same as text.
+    pub fn text(&self) -> [u8; 55] {
         let context = &self.context;
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         write_hex(&mut text[3..35], &context.trace_id().to_bytes());
@@ -190,7 +156,7 @@ impl Trace {
         if context.is_sampled() {
             text[54] = b'1';
         }
-        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+        text
     }
 
     /// Names and describes the span and ends it. Nothing happens the second time or when it is not sampled.
@@ -225,39 +191,6 @@ fn random_span_id() -> SpanId {
         return SpanId::INVALID;
     };
     SpanId::from_bytes(last)
-}
-
-/// Rewrites the head for the upstream: claims from outside go, what we know comes.
-///
-/// # Errors
-///
-/// When the request's target is none that our checks let through.
-pub fn dress(request: &mut RequestHeader, identity: &Identity) -> pingora::Result<()> {
-    fields::of_request(request, |fields| dress_fields(fields, identity))
-        .or_err(ErrorType::InternalError, "a target that no check has seen")
-}
-
-fn dress_fields(fields: &mut HeaderMap, identity: &Identity) {
-    while let Some(claim) = fields.keys().find(|name| is_claim(name.as_str())).cloned() {
-        fields.remove(claim);
-    }
-    if let Some(host) = fields.get(HOST).cloned() {
-        fields.insert(FORWARDED_HOST, host);
-    }
-    fields.insert(FORWARDED_FOR, address_value(identity.client));
-    fields.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
-    fields.insert(REQUEST_ID, identity.request_id.clone());
-    fields.insert(TRACE_PARENT, identity.trace.header());
-}
-
-fn address_value(address: IpAddr) -> HeaderValue {
-    // An address is always a valid value.
-    HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-}
-
-/// Whether a field from outside is removed. Names with `_` are too: some servers take them for names with `-`.
-fn is_claim(name: &str) -> bool {
-    REMOVED.contains(&name) || name.contains('_') || REMOVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What limits and connection counts go by: an IPv4 address, or the /64 an IPv6 client can choose addresses from.
@@ -332,37 +265,6 @@ mod tests {
         );
         assert_eq!(odd.client.to_string(), "10.2.2.2");
         assert_ne!(odd.request_id, "a b");
-    }
-
-    #[test]
-    fn the_upstream_hears_it_from_us() {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        for name in [
-            "x-user-id",
-            "x-forwarded-for",
-            "forwarded",
-            "x_forwarded_for",
-            "traceparent",
-            "x-request-id",
-            "x-fechatter-role",
-        ] {
-            request.insert_header(name, "claimed").unwrap();
-        }
-        request.insert_header("host", "chat.example").unwrap();
-        request.insert_header("accept", "*/*").unwrap();
-        let identity = identifier().identify("198.51.100.1".parse().unwrap(), &HeaderMap::new());
-        dress(&mut request, &identity).unwrap();
-        assert!(
-            request.headers.values().all(|value| value != "claimed"),
-            "{:?}",
-            request.headers
-        );
-        assert_eq!(request.headers["x-forwarded-for"], "198.51.100.1");
-        assert_eq!(request.headers["x-forwarded-proto"], "https");
-        assert_eq!(request.headers["x-forwarded-host"], "chat.example");
-        assert_eq!(request.headers["x-request-id"], identity.request_id);
-        assert_eq!(request.headers["traceparent"].len(), 55);
-        assert!(request.headers.contains_key("accept"));
     }
 
     #[test]

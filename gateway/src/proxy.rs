@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use fechatter_core::problem::Code;
-use http::Method;
 use http::header::HOST;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -23,14 +22,14 @@ use crate::compression::Compressing;
 use crate::connection::Facts;
 use crate::cors::Cors;
 use crate::endpoint::Endpoint;
-use crate::identity;
+use crate::idle::Idle;
 use crate::metrics::{Metrics, Outcome};
 use crate::policy::Current;
 use crate::rate_limit::Principal;
 use crate::request::RequestContext;
 use crate::routes::{Lookup, Route, Routes, Target};
 use crate::upstreams::Upstreams;
-use crate::{body, fields, framing, health, http2, path};
+use crate::{body, dress, exchange, failure, fields, framing, health, http2, path};
 
 /// Attempts at upstreams per request.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -43,6 +42,8 @@ pub struct Edge {
     pub authenticator: Authenticator,
     pub upstreams: Arc<Upstreams>,
     pub metrics: Arc<Metrics>,
+    /// Connections of this worker to upstreams.
+    pub idle: Arc<Idle>,
     /// True from the signal to end on. Answers say then that their connection will not be used again, and clients make
     /// another one, elsewhere, instead of sending on one that is being closed.
     pub leaving: Arc<AtomicBool>,
@@ -142,9 +143,64 @@ impl Edge {
         Err(Refusal::new(Code::Unavailable, "overloaded", detail).retry_after(1))
     }
 
-    /// Whether there may be another attempt: a few, and within the group's budget.
-    fn may_retry(&self, context: &RequestContext, endpoint: &Endpoint) -> bool {
-        context.attempts < ATTEMPTS_MAX && self.upstreams.may_retry(endpoint.group)
+    /// The upstream of the next attempt, which begins now.
+    pub fn next_upstream(&self, context: &mut RequestContext) -> pingora::Result<Arc<Endpoint>> {
+        let Some((route, Target::Upstream(group))) = context.route.map(|route| (route, route.target)) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a route");
+        };
+        let tried = context.upstream.as_ref().map(|endpoint| endpoint.address);
+        context.attempts += 1;
+        context.attempted_at = Some(Instant::now());
+        context.body_bytes = 0;
+        if context.attempts > 1 {
+            self.metrics.retried(group);
+        }
+        let workspace = context.claims.as_ref().filter(|_| route.is_stream());
+        let workspace = workspace.map(|claims| claims.ws);
+        let Some(endpoint) = self.upstreams.pick(group, workspace, tried) else {
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no healthy upstream");
+        };
+        context.at_endpoint = Some(endpoint.enter());
+        context.upstream = Some(Arc::clone(&endpoint));
+        Ok(endpoint)
+    }
+
+    /// Checks the head of an upstream's answer and completes it for the client.
+    pub fn answered(
+        &self,
+        session: &Session,
+        answer: &mut ResponseHeader,
+        context: &mut RequestContext,
+    ) -> pingora::Result<()> {
+        framing::check_answer(answer, || {
+            context.route.is_some_and(Route::is_stream) && session.as_downstream().is_upgrade_req()
+        })?;
+        if answer.status.is_informational() {
+            return Ok(());
+        }
+        context.headers_sent();
+        context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
+        if let Some(endpoint) = &context.upstream
+            && self.upstreams.answered(endpoint, answer.status)
+        {
+            self.metrics.broke(endpoint.group);
+        }
+        Marks::of(&context.policy).apply(answer, context);
+        if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
+            context.open_stream = Facts::of(session).map(|facts| self.metrics.stream_opened(facts));
+            context.in_flight = None;
+            let outcome = Outcome {
+                method: access_log::known_method(&session.req_header().method),
+                route: context.template,
+                status: answer.status.as_u16(),
+                http2: session.as_downstream().is_http2(),
+            };
+            access_log::end_span(context, outcome, session.req_header());
+        } else if let Some(route) = context.route {
+            let settings = &context.policy.config.compression;
+            context.compressing = Compressing::begin(settings, route, session.req_header(), answer)?;
+        }
+        Ok(())
     }
 
     fn limit(&self, context: &mut RequestContext, route: &Route) -> Result<(), Refusal> {
@@ -284,29 +340,23 @@ impl ProxyHttp for Edge {
         body::count(&mut context.body_bytes, bytes, max, deadline)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, context: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
-        let Some((route, Target::Upstream(group))) = context.route.map(|route| (route, route.target)) else {
-            return Error::e_explain(ErrorType::InternalError, "a request without a route");
-        };
-        let tried = context.upstream.as_ref().map(|endpoint| endpoint.address);
-        context.attempts += 1;
-        context.attempted_at = Some(Instant::now());
-        context.body_bytes = 0;
-        if context.attempts > 1 {
-            self.metrics.retried(group);
+    /// Ordinary requests do not need the two halves and the channels between them that Pingora has for every request.
+    async fn proxy_upstream_filter(&self, session: &mut Session, context: &mut Self::CTX) -> pingora::Result<bool> {
+        if !exchange::is_ordinary(session, context) {
+            return Ok(true);
         }
-        let workspace = context.claims.as_ref().filter(|_| route.is_stream());
-        let workspace = workspace.map(|claims| claims.ws);
-        let Some(endpoint) = self.upstreams.pick(group, workspace, tried) else {
-            return Error::e_explain(ErrorType::HTTPStatus(503), "no healthy upstream");
-        };
-        let mut peer = self.upstreams.peer(&endpoint, route.is_stream());
+        self.exchange(session, context).await?;
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
+        let endpoint = self.next_upstream(context)?;
+        let is_stream = context.route.is_some_and(Route::is_stream);
+        let mut peer = self.upstreams.peer(&endpoint, is_stream);
         if !context.body_ended {
             // No answer comes before the body has: this is the time a client may take to send it.
             peer.options.read_timeout = Some(context.policy.body_timeout);
         }
-        context.at_endpoint = Some(endpoint.enter());
-        context.upstream = Some(endpoint);
         Ok(peer)
     }
 
@@ -317,7 +367,7 @@ impl ProxyHttp for Edge {
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         match &context.identity {
-            Some(identity) => identity::dress(request, identity),
+            Some(identity) => dress::dress(request, identity),
             None => Error::e_explain(ErrorType::InternalError, "a request without identity"),
         }
     }
@@ -328,35 +378,7 @@ impl ProxyHttp for Edge {
         answer: &mut ResponseHeader,
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
-        framing::check_answer(answer, || {
-            context.route.is_some_and(Route::is_stream) && session.as_downstream().is_upgrade_req()
-        })?;
-        if answer.status.is_informational() {
-            return Ok(());
-        }
-        context.headers_sent();
-        context.upstream_wait = context.attempted_at.map(|at| at.elapsed());
-        if let Some(endpoint) = &context.upstream
-            && self.upstreams.answered(endpoint, answer.status)
-        {
-            self.metrics.broke(endpoint.group);
-        }
-        Marks::of(&context.policy).apply(answer, context);
-        if context.route.is_some_and(Route::is_stream) && answer.status.is_success() {
-            context.open_stream = Facts::of(session).map(|facts| self.metrics.stream_opened(facts));
-            context.in_flight = None;
-            let outcome = Outcome {
-                method: access_log::known_method(&session.req_header().method),
-                route: context.template,
-                status: answer.status.as_u16(),
-                http2: session.as_downstream().is_http2(),
-            };
-            access_log::end_span(context, outcome, session.req_header());
-        } else if let Some(route) = context.route {
-            let settings = &context.policy.config.compression;
-            context.compressing = Compressing::begin(settings, route, session.req_header(), answer)?;
-        }
-        Ok(())
+        self.answered(session, answer, context)
     }
 
     fn response_body_filter(
@@ -366,76 +388,34 @@ impl ProxyHttp for Edge {
         end: bool,
         context: &mut Self::CTX,
     ) -> pingora::Result<Option<Duration>> {
-        if let Some(compressing) = &mut context.compressing {
-            compressing.encode(body, end)?;
-        }
+        context.encode(body, end)?;
         Ok(None)
     }
 
-    /// Nothing was sent, so another attempt is safe whatever the method.
     fn fail_to_connect(
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
         context: &mut Self::CTX,
-        mut error: Box<Error>,
+        error: Box<Error>,
     ) -> Box<Error> {
-        let Some(endpoint) = &context.upstream else {
-            return error;
-        };
-        self.upstreams.unreachable(endpoint, error.etype().as_str());
-        error.set_retry(self.upstreams.has_other(endpoint) && self.may_retry(context, endpoint));
-        error
+        self.not_connected(context, error)
     }
 
-    /// Something was sent, so another attempt is for requests that may arrive twice, and only while no answer has begun. A
-    /// late answer is no reason: the upstream is busy enough.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
         session: &mut Session,
-        mut error: Box<Error>,
+        error: Box<Error>,
         context: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
-        let of_upstream = *error.esource() == ErrorSource::Upstream;
-        let is_late = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        let Some(endpoint) = context.upstream.as_ref().filter(|_| of_upstream) else {
-            error.set_retry(false);
-            return error;
-        };
-        let downstream = session.as_downstream();
-        let answered = downstream.response_written().is_some();
-        // A kept connection that turns out to be closed says nothing about the upstream, nor does a client's late body.
-        let is_stale = client_reused && !is_late && !answered;
-        if !is_stale && (context.body_ended || !is_late) && self.upstreams.failed(endpoint) {
-            self.metrics.broke(endpoint.group);
-        }
-        let may_repeat = is_repeatable(&session.req_header().method) && !downstream.retry_buffer_truncated();
-        let may_help = !answered && !is_late && (is_stale || self.upstreams.has_other(endpoint));
-        error.set_retry(may_repeat && may_help && self.may_retry(context, endpoint));
-        error
+        self.broken_off(session, context, error, client_reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Self::CTX) -> FailToProxy {
-        let answered = session
-            .as_downstream()
-            .response_written()
-            .is_some_and(|head| !head.status.is_informational());
-        let refusal = refusal_of(error, context).filter(|_| !answered);
-        let status = refusal.as_ref().map_or(0, Refusal::status);
-        if let Some(refusal) = refusal {
-            session.set_keepalive(None);
-            let policy = Arc::clone(&context.policy);
-            if let Err(error) = Marks::of(&policy)
-                .send(session, context, Answer::Refusal(refusal))
-                .await
-            {
-                tracing::debug!(%error, "the client left before its error answer");
-            }
-        }
         FailToProxy {
-            error_code: status,
+            error_code: failure::answer(session, context, error).await,
             can_reuse_downstream: false,
         }
     }
@@ -456,54 +436,5 @@ impl ProxyHttp for Edge {
             tracing::warn!(%error, route = context.template, "request failed");
         }
         access_log::record(session, context, error, &self.metrics);
-    }
-}
-
-/// Whether a request may arrive twice with the same effect and the same answer. `DELETE` may not: the second answer says
-/// that there is nothing to delete.
-fn is_repeatable(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::PUT)
-}
-
-/// What a failed request is answered with; nothing when the client is gone.
-fn refusal_of(error: &Error, context: &RequestContext) -> Option<Refusal> {
-    use ErrorType as E;
-    let unavailable = |reason, detail| Some(Refusal::new(Code::Unavailable, reason, detail).retry_after(1));
-    match (error.etype(), error.esource()) {
-        (E::HTTPStatus(413), _) => Some(body::too_large(context.route.map_or(0, |route| route.body_bytes_max))),
-        (E::HTTPStatus(503), _) => unavailable(
-            "no_upstream",
-            "The service behind this route is not available; try again.",
-        ),
-        (E::InvalidHTTPHeader, ErrorSource::Downstream) => Some(Refusal::new(
-            Code::BadRequest,
-            "header",
-            "A header field of the request is not valid.",
-        )),
-        (E::HTTPStatus(408), _) | (E::ReadTimedout, ErrorSource::Downstream) => Some(body::timed_out()),
-        (_, ErrorSource::Downstream) => None,
-        (
-            E::ConnectTimedout | E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::SocketError,
-            ErrorSource::Upstream,
-        ) => unavailable(
-            "upstream_connect",
-            "The service behind this route cannot be reached; try again.",
-        ),
-        (E::ReadTimedout, ErrorSource::Upstream) if !context.body_ended => Some(body::timed_out()),
-        (E::ReadTimedout | E::WriteTimedout, ErrorSource::Upstream) => Some(Refusal::new(
-            Code::GatewayTimeout,
-            "upstream_timeout",
-            "The service behind this route took too long.",
-        )),
-        (_, ErrorSource::Upstream) => Some(Refusal::new(
-            Code::BadGateway,
-            "upstream_broken",
-            "The service behind this route broke off its answer.",
-        )),
-        _ => Some(Refusal::new(
-            Code::Internal,
-            "internal",
-            "Something went wrong at the gateway. The request id finds it in our logs.",
-        )),
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fechatter_core::token::Claims;
 use http::HeaderValue;
 
@@ -82,6 +83,18 @@ impl RequestContext {
             body_ended: false,
             in_flight: None,
             open_stream: None,
+        }
+    }
+
+    /// Replaces a part of the answer's body by what the client gets of it.
+    ///
+    /// # Errors
+    ///
+    /// When the encoder fails.
+    pub fn encode(&mut self, body: &mut Option<Bytes>, end: bool) -> pingora::Result<()> {
+        match &mut self.compressing {
+            Some(compressing) => compressing.encode(body, end),
+            None => Ok(()),
         }
     }
 

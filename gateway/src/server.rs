@@ -23,6 +23,7 @@ use crate::certificate::{self, Certificates, Resolver};
 use crate::config::{Config, millis};
 use crate::drain::Drain;
 use crate::health_check;
+use crate::idle::Idle;
 use crate::listener::{Acceptor, Counts};
 use crate::metrics::{Metrics, observe_number};
 use crate::policy::{Current, Policy};
@@ -73,8 +74,18 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     let revoked = Arc::clone(&edge.authenticator.revoked);
     observe(&reloader, &edge);
     let count = config.workers();
-    let workers = Workers::start(count, || proxy(&config, edge.clone())).context("worker threads")?;
-    let workers = Arc::new(workers);
+    // Each worker keeps its own.
+    let kept = config.upstreams.idle_connections.div_ceil(count);
+    let of_worker = |idle| {
+        let edge = Edge { idle, ..edge.clone() };
+        proxy(&config, edge, kept)
+    };
+    let workers = Arc::new(Workers::start(count, kept, of_worker).context("worker threads")?);
+    tokio::spawn(sweep_regularly(
+        Arc::clone(&workers),
+        Arc::clone(&edge.upstreams),
+        background.clone(),
+    ));
 
     let (Listeners { public, plain, admin }, copies, predecessor) = listeners(&config, start.upgrade).await?;
     let opened = CancellationToken::new();
@@ -253,15 +264,26 @@ async fn edge(
         },
         upstreams,
         metrics: Arc::clone(metrics),
+        // Each worker has its own.
+        idle: Arc::new(Idle::new(0)),
         leaving,
     })
 }
 
-fn proxy(config: &Config, edge: Edge) -> HttpProxy<Edge> {
+/// Lets go of connections to upstreams until `stop`.
+async fn sweep_regularly(workers: Arc<Workers>, upstreams: Arc<Upstreams>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => workers.sweep(upstreams.waits().idle),
+        }
+    }
+}
+
+fn proxy(config: &Config, edge: Edge, kept: usize) -> HttpProxy<Edge> {
     let settings = ServerConf {
         threads: 1,
-        // Each worker keeps its own.
-        upstream_keepalive_pool_size: config.upstreams.idle_connections.div_ceil(config.workers()),
+        upstream_keepalive_pool_size: kept,
         max_retries: ATTEMPTS_MAX as usize,
         ..ServerConf::default()
     };

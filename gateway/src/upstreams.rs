@@ -23,6 +23,23 @@ use crate::routes::{Class, Group};
 /// Bytes of one event stream that an upstream may send ahead of the client.
 const STREAM_WINDOW: u32 = 64 * 1_024;
 
+/// Probes of connections on which nothing happens.
+pub const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    #[cfg(target_os = "linux")]
+    user_timeout: Duration::from_mins(1),
+};
+
+/// How long is waited for an upstream: for a connection, and for progress on it; and how long a connection may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    pub connect: Duration,
+    pub progress: Duration,
+    pub idle: Duration,
+}
+
 /// Whether `text` is `host:port`.
 pub fn is_authority(text: &str) -> bool {
     let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
@@ -160,6 +177,16 @@ impl Upstreams {
         false
     }
 
+    /// How long is waited for upstreams by the settings in force, streams apart.
+    pub fn waits(&self) -> Waits {
+        let settings = self.settings.load();
+        Waits {
+            connect: millis(settings.connect_timeout_ms),
+            progress: millis(settings.read_timeout_ms),
+            idle: Duration::from_secs(settings.idle_seconds),
+        }
+    }
+
     /// How Pingora speaks to an endpoint.
     pub fn peer(&self, endpoint: &Endpoint, is_stream: bool) -> Box<HttpPeer> {
         let settings = self.settings.load();
@@ -175,13 +202,7 @@ impl Upstreams {
         options.read_timeout = Some(millis(read));
         options.write_timeout = Some(millis(settings.read_timeout_ms));
         options.idle_timeout = Some(Duration::from_secs(settings.idle_seconds));
-        options.tcp_keepalive = Some(TcpKeepalive {
-            idle: Duration::from_secs(30),
-            interval: Duration::from_secs(10),
-            count: 3,
-            #[cfg(target_os = "linux")]
-            user_timeout: Duration::from_mins(1),
-        });
+        options.tcp_keepalive = Some(KEEPALIVE);
         options.http_upstream_request_policy = if is_stream {
             HttpUpstreamRequestPolicy::standard()
         } else {

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+use crate::idle::Idle;
 use crate::proxy::Edge;
 
 /// All of them; they end when this is dropped.
@@ -21,6 +23,7 @@ pub struct Workers {
 pub struct Worker {
     pub runtime: Handle,
     pub proxy: Arc<HttpProxy<Edge>>,
+    idle: Arc<Idle>,
     connections: AtomicUsize,
 }
 
@@ -28,12 +31,12 @@ pub struct Worker {
 pub struct Serving(Arc<Worker>);
 
 impl Workers {
-    /// Starts `count` threads, at least one, each with a proxy of its own.
+    /// Starts `count` threads, at least one, each with a proxy of its own that keeps so many connections to upstreams.
     ///
     /// # Errors
     ///
     /// When a thread or its runtime cannot be made.
-    pub fn start(count: usize, proxy: impl Fn() -> HttpProxy<Edge>) -> std::io::Result<Self> {
+    pub fn start(count: usize, kept: usize, proxy: impl Fn(Arc<Idle>) -> HttpProxy<Edge>) -> std::io::Result<Self> {
         let mut workers = Self {
             all: Vec::new(),
             stop: CancellationToken::new(),
@@ -41,9 +44,11 @@ impl Workers {
         for number in 0..count.max(1) {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             service_runtime::runtime_metrics::register(runtime.handle());
+            let idle = Arc::new(Idle::new(kept));
             workers.all.push(Arc::new(Worker {
                 runtime: runtime.handle().clone(),
-                proxy: Arc::new(proxy()),
+                proxy: Arc::new(proxy(Arc::clone(&idle))),
+                idle,
                 connections: AtomicUsize::new(0),
             }));
             let stop = workers.stop.clone();
@@ -67,7 +72,16 @@ impl Workers {
     /// Has each proxy close what it keeps for later requests.
     pub async fn clean_up(&self) {
         for worker in &self.all {
+            worker.idle.clear();
             worker.proxy.http_cleanup().await;
+        }
+    }
+
+    /// Closes connections to upstreams that are closed or have waited for `patience`. To be called each second: nobody else looks at those
+    /// that no request asks for.
+    pub fn sweep(&self, patience: Duration) {
+        for worker in &self.all {
+            worker.idle.sweep(patience);
         }
     }
 }

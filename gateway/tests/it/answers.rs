@@ -2,6 +2,7 @@
 //! somebody else's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -204,6 +205,130 @@ async fn an_answer_that_is_cut_looks_cut() {
                     body.map(|body| body.len())
                 );
             }
+        }
+    }
+}
+
+/// What arrived before is the client's, whenever the rest fails to: it must not take a cut answer for none, and ask again. A large request goes
+/// Pingora's way, a small one ours.
+#[tokio::test]
+async fn an_answer_that_is_cut_later_looks_cut_and_not_as_if_it_never_came() {
+    let issuer = Issuer::start().await;
+    let upstream = Upstream::with(|_| {
+        let part =
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{\"items\":[".to_vec();
+        Reply::BytesAndCloseLater(part, Duration::from_millis(100))
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[("UPSTREAMS__BREAK_AFTER", "1000")]).await;
+    let token = issuer.token(7);
+    for client in [gateway.http1(), gateway.http2()] {
+        for size in [10, 100_000] {
+            let request = client.post(gateway.url("/api/chat")).bearer_auth(&token);
+            let mut answer = request.body("x".repeat(size)).send().await.unwrap();
+            assert_eq!(answer.status(), 200, "{size}");
+            assert_eq!(answer.chunk().await.unwrap().unwrap(), "{\"items\":[", "{size}");
+            assert!(answer.chunk().await.is_err(), "{:?} {size}", answer.version());
+        }
+    }
+    assert_eq!(upstream.requests().len(), 4, "none was sent twice");
+}
+
+#[tokio::test]
+async fn whole_answers_arrive_as_they_are() {
+    let issuer = Issuer::start().await;
+    let long = "0123456789abcdef".repeat(20_000);
+    let answer = |line: &str, fields: &str, body: &str| format!("{line}\r\n{fields}\r\n\r\n{body}").into_bytes();
+    let ok = "HTTP/1.1 200 OK";
+    let chunks = long.as_bytes().chunks(7_001).map(String::from_utf8_lossy);
+    let chunks: Vec<_> = chunks
+        .map(|chunk| format!("{:x};x=y\r\n{chunk}\r\n", chunk.len()))
+        .collect();
+    let chunks = chunks.concat();
+    // Name, answer, whether the connection ends behind it, body.
+    let answers = [
+        ("a length", answer(ok, "content-length: 2", "{}"), false, "{}"),
+        (
+            "no reason",
+            answer("HTTP/1.1 200", "content-length: 2", "{}"),
+            false,
+            "{}",
+        ),
+        ("nothing", answer(ok, "content-length: 0", ""), false, ""),
+        ("no content", answer("HTTP/1.1 204 No Content", "x: y", ""), false, ""),
+        (
+            "long",
+            answer(ok, &format!("content-length: {}", long.len()), &long),
+            false,
+            &*long,
+        ),
+        (
+            "no chunks",
+            answer(ok, "transfer-encoding: chunked", "0\r\n\r\n"),
+            false,
+            "",
+        ),
+        (
+            "chunks",
+            answer(
+                ok,
+                "transfer-encoding: chunked",
+                &format!("{chunks}0\r\nx-checksum: abc\r\n\r\n"),
+            ),
+            false,
+            &*long,
+        ),
+        ("until the end", answer(ok, "x: y", &long), true, &*long),
+        ("nothing until the end", answer(ok, "x: y", ""), true, ""),
+        (
+            "HTTP/1.0",
+            answer("HTTP/1.0 200 OK", "content-length: 2", "{}"),
+            true,
+            "{}",
+        ),
+        (
+            "the last one",
+            answer(ok, "content-length: 2\r\nconnection: close", "{}"),
+            true,
+            "{}",
+        ),
+        (
+            "a hint before",
+            answer(
+                "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK",
+                "content-length: 2",
+                "{}",
+            ),
+            false,
+            "{}",
+        ),
+    ];
+    let served = answers.clone().map(|(_, bytes, closes, _)| (bytes, closes));
+    let upstream = Upstream::with(move |request| {
+        let number = request
+            .target()
+            .strip_prefix("/docs/")
+            .and_then(|number| number.parse::<usize>().ok());
+        match served[number.unwrap()].clone() {
+            (bytes, true) => Reply::BytesAndClose(bytes),
+            (bytes, false) => Reply::Bytes(bytes),
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&issuer, &[&upstream], &[]).await;
+    for client in [gateway.http1(), gateway.http2()] {
+        // There and back, so that each comes before and after others on kept connections.
+        for (number, (name, bytes, _, body)) in answers.iter().enumerate().chain(answers.iter().enumerate().rev()) {
+            let answer = client
+                .get(gateway.url(&format!("/docs/{number}")))
+                .send()
+                .await
+                .unwrap();
+            let status = if bytes.starts_with(b"HTTP/1.1 204") { 204 } else { 200 };
+            assert_eq!(answer.status(), status, "{name}");
+            assert!(!answer.headers().contains_key("x-checksum"), "{name}");
+            let version = answer.version();
+            assert_eq!(answer.text().await.unwrap(), *body, "{version:?} {name}");
         }
     }
 }

@@ -189,7 +189,9 @@ async fn killed_and_flapping_upstreams_cost_no_idempotent_request() {
     })
     .await;
     let (well, dying) = (Upstream::start().await, Upstream::start().await);
-    let gateway = Gateway::start(&issuer, &[&flapping, &well, &dying], &[]).await;
+    // About 28 retries in 120 requests, give or take 5: the budget of a fifth, and ten, would be spent now and then.
+    let settings = [("UPSTREAMS__RETRY_PERCENT", "100")];
+    let gateway = Gateway::start(&issuer, &[&flapping, &well, &dying], &settings).await;
     let (client, token) = (gateway.http2(), issuer.token(7));
     let ask = async |method: reqwest::Method, path: &str, number: usize| {
         let request = client.request(method, gateway.url(path)).bearer_auth(&token);

@@ -18,6 +18,8 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// These bytes, then the connection ends.
     BytesAndClose(Vec<u8>),
+    /// These bytes, then, after the pause, the connection ends.
+    BytesAndCloseLater(Vec<u8>, Duration),
     /// These bytes, then, when the semaphore gives a permit, those, then the next request.
     BytesAndLater(Vec<u8>, Arc<Semaphore>, Vec<u8>),
     /// A stream of events, each after the given pause, until the gateway leaves or the list ends.
@@ -203,6 +205,10 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             Reply::BytesAndClose(bytes) => {
                 let _ = stream.write_all(&bytes).await;
                 return;
+            }
+            Reply::BytesAndCloseLater(bytes, pause) => {
+                let _ = stream.write_all(&bytes).await;
+                return tokio::time::sleep(pause).await;
             }
             Reply::Silence => {
                 let _ = stream.read(&mut [0; 64]).await;
