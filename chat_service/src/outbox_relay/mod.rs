@@ -10,6 +10,7 @@ mod history;
 mod monitor;
 mod ownership;
 mod publisher;
+mod reader;
 mod shard;
 mod status;
 mod stream;
@@ -124,6 +125,7 @@ struct Shared {
     wake: Arc<Wake>,
     status: Status,
     history: history::Handle,
+    reader: reader::Handle,
     /// From so many events on a batch pays.
     batch_min: usize,
 }
@@ -153,6 +155,7 @@ pub fn spawn(
 ) -> (JoinHandle<()>, Status) {
     let status = Status::new(client.clone());
     let (handle, requests) = history::channel();
+    let (reader, reads) = reader::channel(config.batch);
     let shared = Arc::new(Shared {
         pool,
         client,
@@ -160,6 +163,7 @@ pub fn spawn(
         wake,
         status: status.clone(),
         history: handle,
+        reader,
         batch_min: publisher::batch_min(stream_replicas),
     });
     let task = tokio::spawn(async move {
@@ -167,7 +171,11 @@ pub fn spawn(
         let is_done = CancellationToken::new();
         let keeper = history::Keeper::new(Arc::clone(&shared), stream_replicas, requests);
         let background = async {
-            tokio::join!(keeper.run(), monitor::run(&shared));
+            tokio::join!(
+                keeper.run(),
+                monitor::run(&shared),
+                reader::run(&shared.pool, shared.reader.limit, reads)
+            );
         };
         let owner = async {
             ownership::run(&shared, &shutdown).await;

@@ -10,7 +10,7 @@ use super::backoff::{Backoff, Outage};
 use super::history::{Doubt, History};
 use super::publisher::{BATCH_BYTES, Fault, Outgoing, publish_batch, publish_one};
 use super::status::{Part, is_connected};
-use crate::repositories::outbox_progress::{OutboxProgress, Progress};
+use crate::repositories::outbox_progress::{OutboxProgress, PendingRow, Progress};
 
 /// How long what was published may be unrecorded. A relay that dies leaves so much to be published again, which the stream
 /// recognises; each record spared is a statement for nearly every event while few come at a time.
@@ -27,6 +27,7 @@ pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken)
         recorded: None,
         unrecorded_since: None,
         connects: 0,
+        has_backlog: false,
     };
     let mut doubt = Doubt::default();
     while let Some(history) = stop.run_until_cancelled(relay.history.valid_since(doubt)).await {
@@ -98,6 +99,8 @@ struct ShardPublisher<'a> {
     unrecorded_since: Option<Instant>,
     /// The connection that what is unrecorded was acknowledged on.
     connects: u64,
+    /// Whether the last read left something behind.
+    has_backlog: bool,
 }
 
 impl ShardPublisher<'_> {
@@ -106,24 +109,20 @@ impl ShardPublisher<'_> {
         if !is_connected(&self.shared.client) || self.shared.connects() != history.connects {
             return Err(Fault::Disconnected);
         }
-        let mut connection = self.shared.pool.acquire().await?;
-        let mut outbox = OutboxProgress::new(&mut connection);
         // As it was left here: should another process have moved it, recording the next progress tells.
         let kept = self
             .progress
             .filter(|progress| progress.stream_epoch == Some(history.epoch));
-        let progress = match kept {
-            Some(progress) => progress,
-            None => outbox.of(self.shard).await?,
+        let progress = if let Some(progress) = kept {
+            progress
+        } else {
+            let mut connection = self.shared.pool.acquire().await?;
+            OutboxProgress::new(&mut connection).of(self.shard).await?
         };
         if progress.stream_epoch != Some(history.epoch) {
             return Err(Fault::Superseded);
         }
-        let limit = self.shared.config.batch;
-        let rows = outbox
-            .pending(self.shard, progress.published_position, limit.into())
-            .await?;
-        drop(connection);
+        let (rows, is_full) = self.read(progress.published_position).await?;
         if kept.is_none() {
             self.recorded = Some(progress);
             self.unrecorded_since = None;
@@ -148,12 +147,31 @@ impl ShardPublisher<'_> {
             }
         }
         // A read that was not full saw all there was: the next event comes with a signal.
-        let may_have_more = rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX) || events.len() < rows.len();
+        self.has_backlog = is_full;
+        let may_have_more = is_full || events.len() < rows.len();
         drop(rows);
         for unit in units(&events) {
             self.publish_unit(history, unit).await?;
         }
         Ok(may_have_more)
+    }
+
+    /// The next rows after `position`, and whether there may be more: together with other shards, or by itself while there is a backlog.
+    async fn read(&self, position: i64) -> Result<(Vec<PendingRow>, bool), Fault> {
+        let is_full = |rows: &[PendingRow], limit: i64| i64::try_from(rows.len()).is_ok_and(|count| count >= limit);
+        if !self.has_backlog
+            && let Some(rows) = self.shared.reader.pending(self.shard, position).await
+        {
+            let is_full = is_full(&rows, self.shared.reader.limit);
+            return Ok((rows, is_full));
+        }
+        let limit = self.shared.config.batch.into();
+        let mut connection = self.shared.pool.acquire().await?;
+        let rows = OutboxProgress::new(&mut connection)
+            .pending(self.shard, position, limit)
+            .await?;
+        let is_full = is_full(&rows, limit);
+        Ok((rows, is_full))
     }
 
     async fn publish_unit(&mut self, history: History, unit: &[Outgoing]) -> Result<(), Fault> {
