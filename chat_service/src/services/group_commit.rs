@@ -2,7 +2,8 @@
 //!
 //! A statement costs PostgreSQL as much as five more rows in one, and each commit waits for the disk. A message that finds
 //! nothing in its way goes at once and alone, in its own request; there is no timer that collects. How many go together
-//! follows from the load: what comes while [`STATEMENTS`] statements are under way.
+//! follows from the load: once [`STATEMENTS`] statements are under way, messages are collected, and no more than
+//! [`STATEMENTS_TOGETHER`] are under way until nothing waits any more.
 //!
 //! - Only who has sent to a chat before takes part. Anybody else's message goes alone and waits for nobody: who may not know of
 //!   a chat neither keeps its members waiting nor learns from the time of the answer that they are writing.
@@ -33,9 +34,11 @@ use crate::error::Error;
 use crate::repositories::messages::{MessageRow, NewMessage};
 use crate::repositories::{Connection, Repositories, Store};
 
-/// Statements that are under way before messages begin to wait for each other. Fewer make larger batches, and already keep messages
-/// waiting at a load that single statements bear.
+/// Statements that are under way before messages begin to wait for each other: fewer would keep them waiting at a load that single
+/// statements bear.
 const STATEMENTS: usize = 4;
+/// Statements that are under way while messages wait for each other: fewer make larger batches, and one row of many costs a third.
+const STATEMENTS_TOGETHER: usize = 1;
 /// A statement that takes longer no longer keeps others from beginning: it waits for somebody's lock or for a slow disk.
 const SLOW: Duration = Duration::from_millis(50);
 /// Most messages of one statement.
@@ -70,6 +73,8 @@ struct Shared {
 struct State {
     /// Statements that may begin.
     free: usize,
+    /// Messages wait for each other, not only for their chat.
+    collects: bool,
     /// Chats that something under way writes to.
     busy: HashSet<ChatId>,
     /// In the order of arrival.
@@ -143,6 +148,7 @@ impl GroupCommit {
             store,
             state: Mutex::new(State {
                 free: STATEMENTS,
+                collects: false,
                 busy: HashSet::new(),
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
@@ -173,11 +179,13 @@ impl GroupCommit {
         }
         let (ticket, mut receiver) = {
             let mut state = self.0.lock();
-            if state.free > 0 && state.busy.insert(new.chat_id) {
+            if !state.collects && state.free > 0 && state.busy.insert(new.chat_id) {
                 state.free -= 1;
                 drop(state);
                 return Ok(Outcome::Turn(self.0.turn(new.chat_id, None)));
             }
+            // While it is set a statement is under way, whose end begins the next one.
+            state.collects |= state.free == 0;
             state.add(new)?
         };
         let answer = match tokio::time::timeout(WAIT, &mut receiver).await {
@@ -273,8 +281,9 @@ impl Shared {
         {
             let mut state = self.lock();
             change(&mut state);
-            while state.free > 0 {
+            while state.may_begin() {
                 let Some(start) = self.next(&mut state, &mut connection) else {
+                    state.collects = false;
                     break;
                 };
                 starts.push(start);
@@ -433,6 +442,11 @@ impl Shared {
 }
 
 impl State {
+    const fn may_begin(&self) -> bool {
+        let most = if self.collects { STATEMENTS_TOGETHER } else { STATEMENTS };
+        self.free > STATEMENTS - most
+    }
+
     /// Puts a message into the queue and says its ticket and where its answer comes.
     fn add(&mut self, new: &NewMessage<'_>) -> Result<(u64, oneshot::Receiver<Result<Outcome, Error>>), Error> {
         if self.waiting.len() >= WAITING_MESSAGES || self.waiting_bytes + new.content.len() > WAITING_BYTES {
