@@ -1,7 +1,5 @@
 //! PostgreSQL that goes and comes back costs no request a dead connection.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::time::Duration;
 
 use sqlx::PgPool;

@@ -143,12 +143,27 @@ fn offer(best: &mut BinaryHeap<Reverse<Ranked>>, keep: usize, score: f32, create
     }
 }
 
+/// Matches that are looked at together: a column is asked once for all of them, not for each.
+const BLOCK: usize = 64;
+
+/// Matches that wait to be looked at.
+#[derive(Debug)]
+struct Block {
+    docs: [DocId; BLOCK],
+    scores: [Score; BLOCK],
+    len: usize,
+}
+
+/// What a column says of each document of a block.
+type Values<T> = [Option<T>; BLOCK];
+
 /// Collects the matches of one segment.
 #[derive(Debug)]
 pub struct SegmentMatches {
     columns: Arc<Columns>,
     allowed: Allowed,
     wanted: Arc<Wanted>,
+    block: Block,
     collected: Collected,
 }
 
@@ -165,22 +180,45 @@ impl SegmentMatches {
     }
 }
 
-impl SegmentCollector for SegmentMatches {
-    type Fruit = Collected;
-
-    fn collect(&mut self, doc: DocId, score: Score) {
-        let (columns, wanted) = (&self.columns, &self.wanted);
-        let Some(chat) = columns.chat.first(doc) else { return };
-        let Some(preferred) = self.allowed.get(chat) else {
-            return;
-        };
-        // A chat belongs to one workspace; should an id ever say otherwise, it opens nothing.
-        if columns.workspace.first(doc) != Some(wanted.workspace) {
-            return;
+impl SegmentMatches {
+    /// Looks at the matches that wait.
+    fn look(&mut self) {
+        let (columns, len) = (Arc::clone(&self.columns), std::mem::take(&mut self.block.len));
+        let mut chats: Values<i64> = [None; BLOCK];
+        columns.chat.first_vals(&self.block.docs[..len], &mut chats[..len]);
+        // Who searches may see few of them; nothing else is asked of the others.
+        let mut preferred = [false; BLOCK];
+        let mut seen = 0;
+        for at in 0..len {
+            if let Some(chat) = chats[at]
+                && let Some(is_preferred) = self.allowed.get(chat)
+            {
+                (chats[seen], preferred[seen]) = (Some(chat), is_preferred);
+                (self.block.docs[seen], self.block.scores[seen]) = (self.block.docs[at], self.block.scores[at]);
+                seen += 1;
+            }
         }
-        let (Some(created), Some(sender)) = (columns.created.first(doc), columns.sender.first(doc)) else {
-            return;
-        };
+        let docs = &self.block.docs[..seen];
+        let mut workspaces: Values<i64> = [None; BLOCK];
+        let mut created: Values<i64> = [None; BLOCK];
+        let mut senders: Values<i64> = [None; BLOCK];
+        columns.workspace.first_vals(docs, &mut workspaces[..seen]);
+        columns.created.first_vals(docs, &mut created[..seen]);
+        columns.sender.first_vals(docs, &mut senders[..seen]);
+        for at in 0..seen {
+            // A chat belongs to one workspace; should an id ever say otherwise, it opens nothing.
+            if workspaces[at] == Some(self.wanted.workspace)
+                && let (Some(chat), Some(created), Some(sender)) = (chats[at], created[at], senders[at])
+            {
+                let score = self.score(self.block.scores[at], created, preferred[at]);
+                self.take(self.block.docs[at], score, chat, created, sender);
+            }
+        }
+    }
+
+    /// Counts and ranks a match of a chat that may be seen, if nothing else excludes it.
+    fn take(&mut self, doc: DocId, score: f32, chat: i64, created: i64, sender: i64) {
+        let (columns, wanted) = (&self.columns, &self.wanted);
         if created < wanted.from
             || created >= wanted.until
             || wanted
@@ -191,7 +229,6 @@ impl SegmentCollector for SegmentMatches {
         {
             return;
         }
-        let score = self.score(score, created, preferred);
         let collected = &mut self.collected;
         collected.total += 1;
         collected.senders.add(sender);
@@ -200,8 +237,22 @@ impl SegmentCollector for SegmentMatches {
         let id = || columns.id.first(doc).unwrap_or_default();
         offer(&mut collected.best, wanted.keep, score, created, id);
     }
+}
 
-    fn harvest(self) -> Collected {
+impl SegmentCollector for SegmentMatches {
+    type Fruit = Collected;
+
+    fn collect(&mut self, doc: DocId, score: Score) {
+        let block = &mut self.block;
+        (block.docs[block.len], block.scores[block.len]) = (doc, score);
+        block.len += 1;
+        if block.len == BLOCK {
+            self.look();
+        }
+    }
+
+    fn harvest(mut self) -> Collected {
+        self.look();
         self.collected
     }
 }
@@ -221,6 +272,11 @@ impl Collector for Matches {
         Ok(SegmentMatches {
             allowed: Allowed::between(&self.chats, low, high, documents),
             wanted: Arc::clone(&self.wanted),
+            block: Block {
+                docs: [0; BLOCK],
+                scores: [0.0; BLOCK],
+                len: 0,
+            },
             collected: Collected {
                 senders: Counts::of(&columns.sender, documents),
                 chats: Counts::of(&columns.chat, documents),

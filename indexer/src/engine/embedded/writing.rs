@@ -4,8 +4,8 @@ use std::io;
 
 use crate::engine::EngineError;
 
-/// How much they yield: about a third of an equal share where the processor is full, all of it where it is not.
-const NICE: i32 = 5;
+/// How much they yield: about a tenth of an equal share where the processor is full, all of it where it is not.
+const NICE: i32 = 10;
 
 /// Does `work` on a thread that yields and waits for it. tantivy's own threads (one that indexes, made anew by each commit, and those
 /// that merge) begin on the thread that opens an index or writes to it, and inherit this.
