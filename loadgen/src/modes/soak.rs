@@ -47,8 +47,8 @@ const TOKEN: Duration = Duration::from_mins(30);
 /// did not grow, and so long it may take.
 const FULL_LOOKS: u32 = 2;
 const FILL: Duration = Duration::from_mins(5);
-/// Between two such looks.
-const FILL_SLICE: Duration = Duration::from_secs(3);
+/// Between two such looks; it is said every 5 s.
+const FILL_SLICE: Duration = Duration::from_secs(10);
 /// Who vanished is missed at the next heartbeat, which is 25 s away at most.
 const MISSED: Duration = Duration::from_mins(1);
 /// How groups leave, one after the other.
@@ -194,11 +194,19 @@ async fn fill(target: &Target, workers: &mut Workers, pairs: &Pairs, counters: &
             .run("fill", load, Arc::new(pairs.sender(sent)?), Arc::clone(counters))
             .await?;
         sent += outcomes.count() + outcomes.error_count();
-        let now = metric(admin, "notify_ring_size_bytes").context("notify_service does not say what it keeps")?;
+        // Said now and then, and not before the first time.
+        let Some(now) = metric(admin, "notify_ring_size_bytes") else {
+            continue;
+        };
         // The oldest events give way one by one, so a full ring goes up and down by one.
         full = if now > held * 1.01 { 0 } else { full + 1 };
         held = held.max(now);
     }
+    anyhow::ensure!(
+        full == FULL_LOOKS || is_stopped(),
+        "what notify_service keeps of the newest events was not full after {} s ({held} bytes)",
+        FILL.as_secs()
+    );
     Ok(sent)
 }
 
