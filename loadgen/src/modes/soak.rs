@@ -145,7 +145,7 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
         body: None,
     };
     let mut workers = Workers::open(&address, setting.connections.min(16), &look).await?;
-    let before = fill(&target, &mut workers, &pairs, &counters).await?;
+    let before = fill(&target, &mut workers, &pairs).await?;
     report.figure("messages_before", to_float(before));
     let watched = target.watched();
     let meter = Meter::start(&watched)?;
@@ -191,7 +191,7 @@ async fn fill(target: &Target, workers: &mut Workers, pairs: &Pairs, counters: &
     let began = Instant::now();
     while full < FULL_LOOKS && began.elapsed() < FILL && !is_stopped() {
         let outcomes = workers
-            .run("fill", load, Arc::new(pairs.sender(sent)?), Arc::clone(counters))
+            .run("fill", load, Arc::new(pairs.sender(sent)?), Arc::default())
             .await?;
         sent += outcomes.count() + outcomes.error_count();
         // Said now and then, and not before the first time.
