@@ -180,7 +180,7 @@ pub async fn soak(setting: &Setting, args: &Args) -> anyhow::Result<Report> {
 }
 
 /// Messages as fast as they are taken, until the newest events fill what is kept of them; how many.
-async fn fill(target: &Target, workers: &mut Workers, pairs: &Pairs, counters: &Arc<Counters>) -> anyhow::Result<u64> {
+async fn fill(target: &Target, workers: &mut Workers, pairs: &Pairs) -> anyhow::Result<u64> {
     say("filling what notify_service keeps of the newest events");
     let admin = target.platform.ports().notify_admin;
     let load = Load {
