@@ -58,6 +58,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             // One person talks for all, from one address, and for longer than a token lives.
             ("CHAT__AUTH__ACCESS_SECONDS", "3600"),
             ("GATEWAY__RATE_LIMITS__SEND", "{requests=1000000, window_seconds=60}"),
+            // Her screen does not return as a browser's does when its stream is ended to go elsewhere.
+            ("NOTIFY__STREAM__ROTATE_SECONDS", "86400"),
         ]
         .map(|(key, value)| (format!("FECHATTER_{key}"), value.to_owned())),
     );
