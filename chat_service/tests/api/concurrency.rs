@@ -2,9 +2,9 @@
 
 use futures::future::join_all;
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::group_commit::statements;
+use crate::jam::statements;
 use crate::support::{App, User};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,6 +59,11 @@ async fn fifty_senders_in_one_chat_leave_no_gap_and_no_repeat() {
     );
 }
 
+/// How many were answered so.
+fn count(answers: &[(StatusCode, Value)], wanted: StatusCode) -> usize {
+    answers.iter().filter(|(status, _)| *status == wanted).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_key_from_twenty_tasks_makes_one_message() {
     let app = App::start().await;
@@ -67,36 +72,16 @@ async fn one_key_from_twenty_tasks_makes_one_message() {
     let path = format!("/api/chat/{chat}/messages");
     let body = json!({"content": "only once", "idempotency_key": "the-key"});
     let answers = join_all((0..20).map(|_| owner.post(&path, body.clone()))).await;
-    assert_eq!(
-        answers
-            .iter()
-            .filter(|(status, _)| *status == StatusCode::CREATED)
-            .count(),
-        1,
-        "{answers:?}"
-    );
-    assert_eq!(
-        answers.iter().filter(|(status, _)| *status == StatusCode::OK).count(),
-        19
-    );
+    assert_eq!(count(&answers, StatusCode::CREATED), 1, "{answers:?}");
+    assert_eq!(count(&answers, StatusCode::OK), 19);
     assert!(answers.iter().all(|(_, message)| message["id"] == answers[0].1["id"]));
     assert_eq!(owner.say(chat, "next").await["seq"], 2, "refused retries take no seq");
     // The same among messages that are stored together: other keys beside it, and each from several tasks.
     let bodies = (0..40)
         .map(|number| json!({"content": format!("{}", number % 8), "idempotency_key": format!("{}", number % 8)}));
     let answers = join_all(bodies.map(|body| owner.post(&path, body))).await;
-    assert_eq!(
-        answers
-            .iter()
-            .filter(|(status, _)| *status == StatusCode::CREATED)
-            .count(),
-        8,
-        "{answers:?}"
-    );
-    assert_eq!(
-        answers.iter().filter(|(status, _)| *status == StatusCode::OK).count(),
-        32
-    );
+    assert_eq!(count(&answers, StatusCode::CREATED), 8, "{answers:?}");
+    assert_eq!(count(&answers, StatusCode::OK), 32);
     assert_eq!(owner.say(chat, "last").await["seq"], 11);
     let sizes = statements(&app, &[chat]).await;
     assert!(

@@ -9,6 +9,7 @@ mod document;
 mod group_commit;
 mod health;
 mod identity;
+mod jam;
 mod members;
 mod messages;
 mod problems;

@@ -3,6 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::jam::hold_chat;
 use crate::support::{App, answer, assert_problem};
 
 #[tokio::test]
@@ -141,12 +142,7 @@ async fn a_row_that_somebody_holds_makes_nobody_wait_for_ever() {
     let app = App::start().await;
     let owner = app.owner().await;
     let chat = owner.chat("private_channel", &[]).await;
-    let mut holder = app.owner.begin().await.unwrap();
-    sqlx::query("SELECT FROM chats WHERE id = $1 FOR UPDATE")
-        .bind(chat)
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    let holder = hold_chat(&app, chat).await;
     let path = format!("/api/chat/{chat}/messages");
     // More than there are connections: who comes first gives its connection back.
     let sends = (0..20).map(|_| owner.post(&path, json!({"content": "x"})));

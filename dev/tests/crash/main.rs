@@ -7,6 +7,7 @@ mod people;
 mod plan;
 mod readers;
 mod run;
+mod search;
 mod writers;
 
 use std::time::Duration;

@@ -152,16 +152,7 @@ async fn meilisearch_may_go_away_and_come_back() {
     for n in 0..30 {
         sent.push(world.send(chat, owner, &format!("patient words {n}")).await);
     }
-    let answer = world
-        .http
-        .get(world.url("/api/search/messages?q=patient"))
-        .bearer_auth(world.token(owner))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(answer.status(), 503);
-    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!(seconds > 0);
+    recovery::assert_search_is_away(&world, owner).await;
     world
         .eventually("health to say down", async || {
             recovery::health(&world).await == (503, "down".to_owned())

@@ -3,7 +3,7 @@
 use fechatter_core::chat::ChatKind;
 use fechatter_core::events::EventType;
 
-use crate::world::World;
+use crate::world::{User, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_indexer_goes_on_where_it_was() {
@@ -90,6 +90,15 @@ async fn nats_may_go_away_and_come_back() {
         .await;
 }
 
+/// Search answers 503 and says when to come again.
+pub async fn assert_search_is_away(world: &World, user: User) {
+    let request = world.http.get(world.url("/api/search/messages?q=patient"));
+    let answer = request.bearer_auth(world.token(user)).send().await.expect("an answer");
+    assert_eq!(answer.status(), 503);
+    let seconds = answer.headers()["retry-after"].to_str().expect("text");
+    assert!(seconds.parse::<u64>().expect("seconds") > 0);
+}
+
 pub async fn health(world: &World) -> (u16, String) {
     let answer = world.http.get(world.url("/health")).send().await.expect("an answer");
     let status = answer.status().as_u16();
@@ -157,15 +166,7 @@ pub async fn reindex_ends_with_the_truth(mut world: World) {
     assert_eq!(world.http.post(&url).send().await.expect("an answer").status(), 409);
     let live = world.send(chat, owner, "archive live").await;
     world.finds(owner, "archive live", &[live]).await;
-    let running: serde_json::Value = world
-        .http
-        .get(&url)
-        .send()
-        .await
-        .expect("an answer")
-        .json()
-        .await
-        .expect("JSON");
+    let running = world.rebuild().await;
     assert_eq!(
         running["state"], "running",
         "the rebuild was too quick for this test: {running}"
@@ -464,16 +465,7 @@ async fn while_the_engine_is_away_search_says_so_and_what_was_sent_is_indexed_la
     world.set("ENGINE__MEILI_URL", &nowhere);
     world.start().await;
     let sent = world.send(chat, owner, "patient words").await;
-    let answer = world
-        .http
-        .get(world.url("/api/search/messages?q=patient"))
-        .bearer_auth(world.token(owner))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(answer.status(), 503);
-    let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!(seconds > 0);
+    assert_search_is_away(&world, owner).await;
     let (status, body) = world.ask(owner, &[("q", "patient")]).await;
     assert_eq!(
         (status, &body["code"]),

@@ -7,6 +7,7 @@
 //! process writes at a time (`services::turn`): Meilisearch has no conditional writes.
 
 mod documents;
+mod errors;
 mod http;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,7 +19,7 @@ use fechatter_core::MessageId;
 use fechatter_core::ids::MAX_SAFE_INTEGER;
 use meilisearch_sdk::client::SwapIndexes;
 use meilisearch_sdk::documents::{DocumentDeletionQuery, DocumentsQuery};
-use meilisearch_sdk::errors::{Error, ErrorCode, ErrorType};
+use meilisearch_sdk::errors::{Error, ErrorCode};
 use meilisearch_sdk::request::{HttpClient, Method};
 use meilisearch_sdk::search::{MatchingStrategies, SearchQuery, SearchResults, Selectors};
 use meilisearch_sdk::task_info::TaskInfo;
@@ -35,6 +36,7 @@ use self::documents::{
     Complete, Filter, Filtered, Kept, LOCALES, NEWEST_FIRST, POSITION, Rebuild, StoredId, StoredMessage, StoredState,
     StoredVersion, chat_mark, collapse, query_text, quoted, settings,
 };
+use self::errors::{bounded, engine_error, if_there};
 use self::http::Http;
 use super::{
     Applied, Change, EngineError, EngineQuery, FACET_VALUES_MAX, Facets, Found, Hit, SearchEngine, Sort, Stored,
@@ -75,51 +77,6 @@ pub struct MeilisearchEngine {
     /// Held while changes are applied or indexes change places; the position that was written last.
     changing: Mutex<Option<StreamPosition>>,
     rebuilding: AtomicBool,
-}
-
-fn engine_error(error: &Error) -> EngineError {
-    let text = error.to_string();
-    match error {
-        Error::Meilisearch(refused) => match (&refused.error_code, refused.error_type) {
-            (ErrorCode::NoSpaceLeftOnDevice | ErrorCode::DatabaseSizeLimitReached, _) => EngineError::Full(text),
-            // Somebody removed an index: no batch is at fault, and it is made anew before the next.
-            (ErrorCode::IndexNotFound | ErrorCode::TooManyOpenFiles | ErrorCode::IoError, _) => {
-                EngineError::Unavailable(text)
-            }
-            (_, ErrorType::InvalidRequest) => EngineError::Rejected(text),
-            (_, ErrorType::Internal) => EngineError::Failed(text),
-            // A key that is wrong or has expired, too: a person is needed, and every batch waits for them.
-            _ => EngineError::Unavailable(text),
-        },
-        // These carry the address, which is not ours to show.
-        Error::MeilisearchCommunication(failed) if failed.status_code == 413 => {
-            EngineError::Rejected("HTTP 413".to_owned())
-        }
-        Error::MeilisearchCommunication(failed) => EngineError::Unavailable(format!("HTTP {}", failed.status_code)),
-        Error::Other(_) => EngineError::Unavailable("Meilisearch cannot be reached".to_owned()),
-        _ => EngineError::Unavailable(text),
-    }
-}
-
-/// What is there, or nothing when Meilisearch knows no such document or index.
-fn if_there<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
-    match result {
-        Ok(there) => Ok(Some(there)),
-        Err(Error::Meilisearch(refused))
-            if matches!(
-                refused.error_code,
-                ErrorCode::DocumentNotFound | ErrorCode::IndexNotFound
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Waits for an answer, which comes within the bound of [`Http`].
-async fn bounded<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, EngineError> {
-    call.await.map_err(|error| engine_error(&error))
 }
 
 impl MeilisearchEngine {

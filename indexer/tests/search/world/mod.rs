@@ -287,23 +287,18 @@ impl World {
         .await;
     }
 
+    /// What the indexer says of its rebuild.
+    pub async fn rebuild(&self) -> Value {
+        let url = format!("http://127.0.0.1:{}/reindex", self.admin_port);
+        let answer = self.http.get(url).send().await.expect("an answer");
+        answer.json().await.expect("JSON")
+    }
+
     /// Waits until the indexer has its consumer and its first rebuild is over.
     pub async fn settled_after_start(&self) {
-        let url = format!("http://127.0.0.1:{}/reindex", self.admin_port);
         self.settled().await;
-        self.eventually("the first rebuild", async || {
-            let progress: Value = self
-                .http
-                .get(&url)
-                .send()
-                .await
-                .expect("an answer")
-                .json()
-                .await
-                .expect("JSON");
-            progress["state"] == "done"
-        })
-        .await;
+        self.eventually("the first rebuild", async || self.rebuild().await["state"] == "done")
+            .await;
     }
 }
 
