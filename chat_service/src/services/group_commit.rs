@@ -1,9 +1,9 @@
 //! Group commit: messages that arrive while statements are in flight wait and are then stored together, by one statement.
 //!
 //! A statement costs PostgreSQL as much as five more rows in one, and each commit waits for the disk. A message that finds
-//! nothing in its way goes at once and alone, in its own request; there is no timer that collects. How many go together
-//! follows from the load: once [`STATEMENTS`] statements are under way, messages are collected, and no more than
-//! [`STATEMENTS_TOGETHER`] are under way until nothing waits any more.
+//! nothing in its way goes at once and alone, in its own request. How many go together follows from the load: once
+//! [`STATEMENTS`] statements are under way, messages are collected, and no more than [`STATEMENTS_TOGETHER`] are under way until
+//! nothing waits any more. A timer collects only while messages come fast ([`PACE`]).
 //!
 //! - Only who has sent to a chat before takes part. Anybody else's message goes alone and waits for nobody: who may not know of
 //!   a chat neither keeps its members waiting nor learns from the time of the answer that they are writing.
@@ -17,7 +17,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fechatter_core::events::shard_of;
 use fechatter_core::{ChatId, UserId, WorkspaceId};
@@ -39,6 +39,11 @@ use crate::repositories::{Connection, Repositories, Store};
 const STATEMENTS: usize = 4;
 /// Statements that are under way while messages wait for each other: fewer make larger batches, and one row of many costs a third.
 const STATEMENTS_TOGETHER: usize = 1;
+/// While messages come so fast that [`PAYS`] of them arrive in this time, a statement begins no sooner than this after the one before:
+/// at a statement's own pace batches stay small, and each costs the processor as much as sixteen messages more in it.
+const PACE: Duration = Duration::from_millis(5);
+/// Messages in that time from which on a batch is worth the wait. Fewer go at once.
+const PAYS: u32 = 16;
 /// A statement that takes longer no longer keeps others from beginning: it waits for somebody's lock or for a slow disk.
 const SLOW: Duration = Duration::from_millis(50);
 /// Most messages of one statement.
@@ -390,6 +395,7 @@ impl Shared {
 
     /// Stores a batch and answers its requests.
     async fn store_together(self: Arc<Self>, batch: Vec<Waiting>, mut claim: Claim, slot: Slot) {
+        let began = Instant::now();
         let mut slot = Some(slot);
         let stored = match self.store(&batch, &mut slot).await {
             Ok(stored) => stored,
@@ -421,8 +427,12 @@ impl Shared {
             .into_iter()
             .map(|chat| (chat, Arc::new(claim.part(chat))))
             .collect();
-        // The next batch is under way before this one's answers are written.
-        drop((claim, slot));
+        drop(claim);
+        let pause = (slot.as_ref()).and_then(|_| pause(self.lock().waiting.len(), began.elapsed()));
+        if pause.is_none() {
+            // The next batch is under way before this one's answers are written.
+            slot = None;
+        }
         let statement = propagation::current_traceparent();
         for (waiting, row) in batch.into_iter().zip(stored) {
             let outcome = match (row, apart.get(&waiting.chat_id)) {
@@ -437,6 +447,10 @@ impl Shared {
                 (None, None) => Err(Error::Inconsistent("a message of a batch without its chat".to_owned())),
             };
             waiting.answer(outcome);
+        }
+        if let (Some(pause), Some(slot)) = (pause, slot) {
+            tokio::time::sleep(pause).await;
+            drop(slot);
         }
     }
 }
@@ -528,6 +542,13 @@ impl Drop for Slot {
     }
 }
 
+/// How long the next batch should wait to be worth its statement, when so many wait after one that took `elapsed`.
+fn pause(waiting: usize, elapsed: Duration) -> Option<Duration> {
+    let rest = PACE.checked_sub(elapsed).filter(|rest| !rest.is_zero())?;
+    let come_fast = u32::try_from(waiting).is_ok_and(|waiting| PACE * waiting >= elapsed * PAYS);
+    (come_fast && waiting < BATCH_MESSAGES).then_some(rest)
+}
+
 /// The span of a batch: in the trace of the first of its requests whose trace is recorded, linked to all of those; none when there is
 /// none.
 fn span_of(batch: &[Waiting]) -> Span {
@@ -551,4 +572,27 @@ fn span_of(batch: &[Waiting]) -> Span {
         propagation::add_link(&span, context);
     }
     span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_batch_waits_only_while_messages_come_fast_and_it_is_not_full() {
+        // 1,000 a second: five in the time between two statements.
+        assert_eq!(pause(2, ms(2)), None);
+        // 5,000 a second.
+        assert_eq!(pause(10, ms(2)), Some(ms(3)));
+        assert_eq!(pause(5, ms(1)), Some(ms(4)));
+        // As many as go together, or the time is over.
+        assert_eq!(pause(BATCH_MESSAGES, ms(2)), None);
+        assert_eq!(pause(40, PACE), None);
+        assert_eq!(pause(40, ms(9)), None);
+        assert_eq!(pause(0, ms(2)), None);
+    }
 }

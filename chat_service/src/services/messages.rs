@@ -68,7 +68,8 @@ impl MessageService {
             traceparent: traceparent.as_deref(),
         };
         match self.group_commit.join(&new).await? {
-            Outcome::Turn(turn) => self.send_alone(actor, &new, turn).await,
+            // In a box: the state of its statements is kilobytes, which each layer around a handler would move for every message.
+            Outcome::Turn(turn) => Box::pin(self.send_alone(actor, &new, turn)).await,
             Outcome::Stored { row, statement } => {
                 if let Some(context) = statement.as_deref().and_then(propagation::context_from_traceparent) {
                     propagation::add_link(&Span::current(), &context);
