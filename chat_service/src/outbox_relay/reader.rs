@@ -1,18 +1,25 @@
 //! Reads what is pending for all shards that ask at the same time, by one statement.
 //!
 //! Messages that are stored together touch many shards, each of which then looks for its events: at 3,000 messages a second that
-//! were more statements than all others. What is asked while a read is under way is read together by the next; there is no timer.
+//! were more statements than all others. What is asked while a read is under way is read together by the next. While many events come, a
+//! read waits a moment for shards that are still publishing what the one before found.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::SHARDS;
 use crate::repositories::outbox_progress::{OutboxProgress, PendingRow};
 
 /// Most rows for a shard. One with more reads on by itself, so that a backlog keeps nobody waiting.
 const ROWS: u32 = 64;
+
+/// A read that found so many rows keeps the next one waiting until [`PACE`] after its own beginning.
+const MANY: usize = 8;
+const PACE: Duration = Duration::from_millis(4);
 
 /// Asks the reader.
 #[derive(Debug)]
@@ -52,6 +59,8 @@ impl Handle {
 /// Reads until nobody can ask any more.
 pub(super) async fn run(pool: &PgPool, limit: i64, mut requests: mpsc::Receiver<Request>) {
     let mut connection = None;
+    // Before then no read is worth its statement.
+    let mut next_read = Instant::now();
     loop {
         let mut batch: Vec<Request> = Vec::new();
         if let Ok(request) = requests.try_recv() {
@@ -61,7 +70,10 @@ pub(super) async fn run(pool: &PgPool, limit: i64, mut requests: mpsc::Receiver<
             connection = None;
             let Some(request) = requests.recv().await else { return };
             batch.push(request);
+            // A batch of messages has woken several shards, and whoever is woken by the first of them runs next: let the others ask.
+            tokio::task::yield_now().await;
         }
+        tokio::time::sleep_until(next_read).await;
         while let Ok(request) = requests.try_recv() {
             // Of two tasks of one shard the earlier was aborted.
             batch.retain(|other| other.shard != request.shard);
@@ -75,12 +87,14 @@ pub(super) async fn run(pool: &PgPool, limit: i64, mut requests: mpsc::Receiver<
                 Err(_) => continue,
             },
         };
+        let began = Instant::now();
         let shards: Vec<i16> = batch.iter().map(|request| request.shard).collect();
         let positions: Vec<i64> = batch.iter().map(|request| request.position).collect();
         let read = OutboxProgress::new(&mut taken)
             .pending_of(&shards, &positions, limit)
             .await;
         let Ok(rows) = read else { continue };
+        next_read = if rows.len() < MANY { began } else { began + PACE };
         connection = Some(taken);
         let mut of_shard: HashMap<i16, Vec<PendingRow>> = HashMap::new();
         for (shard, row) in rows {

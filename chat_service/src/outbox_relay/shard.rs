@@ -14,7 +14,7 @@ use crate::repositories::outbox_progress::{OutboxProgress, PendingRow, Progress}
 
 /// How long what was published may be unrecorded. A relay that dies leaves so much to be published again, which the stream
 /// recognises; each record spared is a statement for nearly every event while few come at a time.
-const RECORD_AFTER: Duration = Duration::from_millis(100);
+const RECORD_AFTER: Duration = Duration::from_millis(250);
 
 /// Publishes the shard until `stop`; a batch in flight is finished.
 pub(super) async fn run(relay: Arc<Shared>, shard: i16, stop: CancellationToken) {
