@@ -2,7 +2,7 @@
 //!
 //! A session lasts as long as the consumer works; whatever ends it (NATS away, stream rebuilt, nothing delivered although
 //! something is pending) is followed by another one. Redelivery is harmless, so acknowledging is never urgent and never
-//! early: the engine commits, then each event is acknowledged and the acknowledgement confirmed.
+//! early: the engine commits, then each event is acknowledged, and the last acknowledgement of a batch confirmed.
 
 mod batch;
 mod session;

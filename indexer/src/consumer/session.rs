@@ -7,8 +7,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{AckKind, ErrorCode};
 use fechatter_core::events::{METADATA_EPOCH, STREAM};
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt, stream};
+use futures::{FutureExt, StreamExt};
 use observability::messaging::{self, Operation};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TraceContextExt;
@@ -36,8 +35,6 @@ const GIVE_BACK: Duration = Duration::from_millis(500);
 const MONITOR: Duration = Duration::from_secs(5);
 /// How often a batch that takes long says that it is being worked on.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// Acknowledgements that wait for their confirmation at the same time.
-const ACKS_IN_FLIGHT: usize = 256;
 /// Faults of the message stream in a row after which it is opened again.
 const FAULTS_MAX: u32 = 3;
 
@@ -251,14 +248,18 @@ impl<'a> Session<'a> {
             messaging.consumer.group.name = CONSUMER,
             messaging.batch.message_count = batch.len(),
         );
-        for headers in batch.iter().filter_map(|delivery| delivery.message.headers.as_ref()) {
-            let context = observability::propagation::extract_nats(headers);
-            observability::propagation::add_link(&span, &context);
+        // Of those alone that are recorded: a link to what nobody kept leads nowhere.
+        let contexts: Vec<_> = (batch.iter())
+            .filter_map(|delivery| delivery.message.headers.as_ref())
+            .map(observability::propagation::extract_nats)
+            .filter(|context| context.span().span_context().is_sampled())
+            .collect();
+        for context in &contexts {
+            observability::propagation::add_link(&span, context);
         }
         let began = std::time::SystemTime::now();
         self.index_and_acknowledge(batch).instrument(span).await?;
-        for headers in batch.iter().filter_map(|delivery| delivery.message.headers.as_ref()) {
-            let context = observability::propagation::extract_nats(headers);
+        for context in contexts {
             let parent = context.span().span_context().clone();
             let group = [KeyValue::new("messaging.consumer.group.name", CONSUMER)];
             messaging::record("indexer", Operation::Index, &parent, began, group, None);
@@ -282,18 +283,14 @@ impl<'a> Session<'a> {
                 _ = progress.tick() => self.acknowledge_each(batch, AckKind::Progress).await,
             }
         }
-        // What is not confirmed is delivered again and changes nothing.
-        let acknowledgements: Vec<_> = batch.iter().map(confirm).collect();
-        let mut confirmed = 0;
-        let mut answers = stream::iter(acknowledgements).buffer_unordered(ACKS_IN_FLIGHT);
-        while let Some(is_confirmed) = answers.next().await {
-            confirmed += usize::from(is_confirmed);
-        }
-        if confirmed < batch.len() {
-            tracing::warn!(
-                unconfirmed = batch.len() - confirmed,
-                "acknowledgements were not confirmed; the events will come again"
-            );
+        // Acknowledgements of one connection arrive in their order, so the last one's confirmation is that of all. What gets lost
+        // is delivered again and changes nothing.
+        let Some((last, others)) = batch.split_last() else {
+            return Ok(());
+        };
+        self.acknowledge_each(others, AckKind::Ack).await;
+        if let Err(error) = last.message.double_ack().await {
+            tracing::warn!(%error, "acknowledgements were not confirmed; the events will come again");
         }
         Ok(())
     }
@@ -380,11 +377,6 @@ impl<'a> Session<'a> {
             reindex.start(&reason);
         }
     }
-}
-
-/// Acknowledges an event and waits until the server confirms it.
-fn confirm(delivery: &Delivery) -> BoxFuture<'_, bool> {
-    async move { delivery.message.double_ack().await.is_ok() }.boxed()
 }
 
 /// Whether events may have passed that the index has never seen; the reason, if so. Then only PostgreSQL can tell.
