@@ -8,9 +8,8 @@ use http::Method;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TraceId;
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
 
-use crate::connection::Facts;
+use crate::client::Client;
 use crate::identity::Identity;
 use crate::metrics::{Metrics, Outcome};
 use crate::policy::Policy;
@@ -20,15 +19,14 @@ use crate::request::RequestContext;
 const CLIENT_LEFT: u16 = 499;
 
 /// Records a request that is over.
-pub fn record(session: &Session, context: &mut RequestContext, failed: Option<&pingora::Error>, metrics: &Metrics) {
-    let written = session.as_downstream().response_written();
-    let status = written.map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
-    let request = session.req_header();
+pub fn record(client: &impl Client, context: &mut RequestContext, failed: Option<&pingora::Error>, metrics: &Metrics) {
+    let status = client.answered().map_or(CLIENT_LEFT, |status| status.as_u16());
+    let request = client.request();
     let outcome = Outcome {
         method: known_method(&request.method),
         route: context.template,
         status,
-        http2: session.as_downstream().is_http2(),
+        http2: client.is_http2(),
     };
     let total = context.started.elapsed();
     metrics.request(outcome, context.to_headers.unwrap_or(total));
@@ -39,13 +37,13 @@ pub fn record(session: &Session, context: &mut RequestContext, failed: Option<&p
     if is_stream {
         metrics.stream_ended(total);
     }
-    let facts = Facts::of(session);
+    let facts = client.facts();
     line(&Line {
         outcome,
         context,
         path: request.uri.path(),
-        bytes_in: session.as_downstream().body_bytes_read(),
-        bytes_out: session.as_downstream().body_bytes_sent(),
+        bytes_in: client.bytes_in(),
+        bytes_out: client.bytes_out(),
         tls: facts.map_or(Duration::ZERO, |facts| facts.handshake),
         total,
         is_stream,

@@ -10,9 +10,9 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora::http::ResponseHeader;
-use pingora::proxy::Session;
 
 use crate::body;
+use crate::client::Client;
 use crate::cors::Cors;
 use crate::fields;
 use crate::identity::{Identity, REQUEST_ID, TRACE_RESPONSE};
@@ -152,20 +152,20 @@ impl<'a> Marks<'a> {
     /// Sends an answer of the gateway's own.
     pub async fn send(
         &self,
-        session: &mut Session,
+        client: &mut impl Client,
         context: &mut RequestContext,
         answer: Answer,
     ) -> pingora::Result<()> {
-        let is_head = session.req_header().method == Method::HEAD;
+        let is_head = client.request().method == Method::HEAD;
         let (mut head, body) = self.compose(context, answer)?;
         self.apply(&mut head, context);
         let has_body = !is_head && !body.is_empty();
         context.headers_sent();
-        session.write_response_header(Box::new(head), !has_body).await?;
+        client.write_head(head, !has_body).await?;
         if has_body {
-            session.write_response_body(Some(body), true).await?;
+            client.write_body(Some(body), true).await?;
         }
-        body::discard(session).await;
+        body::discard(client).await;
         Ok(())
     }
 

@@ -51,6 +51,13 @@ pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, FramingFault
     framing::find_end(bytes, seen, &LIMITS)
 }
 
+/// Takes away what is about the upstream's connection.
+pub fn bare(head: &mut ResponseHeader) {
+    for name in OF_CONNECTION {
+        head.remove_header(&name);
+    }
+}
+
 /// Reads a whole head, its final empty line included, of an answer to a `HEAD` or another request.
 pub fn parse(head: &Bytes, to_head: bool) -> Result<AnswerHead, FramingFault> {
     let mut lines = Lines { rest: head };
@@ -72,7 +79,7 @@ pub fn parse(head: &Bytes, to_head: bool) -> Result<AnswerHead, FramingFault> {
     let declared = length(&fields, is_http10)?;
     let is_bare = to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
     let length = if is_bare { Length::Exact(0) } else { declared };
-    let keeps = length != Length::ToTheEnd && keeps(&fields, is_http10);
+    let keeps = length != Length::ToTheEnd && framing::keeps(&fields, is_http10);
     for name in OF_CONNECTION {
         fields.remove(name);
     }
@@ -105,7 +112,12 @@ fn status_of(line: &[u8]) -> Result<(bool, StatusCode), FramingFault> {
     Ok((is_http10, status))
 }
 
-fn length(fields: &HeaderMap, is_http10: bool) -> Result<Length, FramingFault> {
+/// How long a body is by the fields of an answer.
+///
+/// # Errors
+///
+/// When they say it twice, or in a way that others could read otherwise.
+pub fn length(fields: &HeaderMap, is_http10: bool) -> Result<Length, FramingFault> {
     let length = single(fields, &CONTENT_LENGTH, FramingFault::ContentLength)?;
     let coding = single(fields, &TRANSFER_ENCODING, FramingFault::TransferEncoding)?;
     match (length, coding) {
@@ -123,15 +135,6 @@ fn single<'a>(fields: &'a HeaderMap, name: &HeaderName, fault: FramingFault) -> 
         (_, Some(_)) => Err(fault),
         (value, None) => Ok(value.map(HeaderValue::as_bytes)),
     }
-}
-
-fn keeps(fields: &HeaderMap, is_http10: bool) -> bool {
-    let values = fields.get_all(CONNECTION).iter();
-    let mut options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    if is_http10 {
-        return options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"keep-alive"));
-    }
-    !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 #[cfg(test)]

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use fechatter_core::problem::Code;
 use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
 use pingora::{ErrorType, HTTPStatus};
 
 use crate::answer::Refusal;
-use crate::connection::Facts;
+use crate::client::Client;
 
 /// Largest body received before forwarding, in bytes: what Pingora keeps for a repeated attempt.
 pub const RECEIVED_FIRST: usize = 64 * 1_024;
@@ -41,32 +40,29 @@ pub fn check_declared(request: &RequestHeader, max: usize) -> Result<Option<usiz
 /// Receives a small or undeclared body and says whether the whole of it is there. Pingora keeps it and sends it to the
 /// upstream.
 pub async fn receive(
-    session: &mut Session,
+    client: &mut impl Client,
     declared: Option<usize>,
     max: usize,
     within: Duration,
 ) -> Result<bool, Refusal> {
-    if !has_body(session, declared) {
+    if !has_body(client, declared) {
         return Ok(true);
     }
-    if wants_to_be_told(session.req_header()) {
-        let told = session.as_downstream_mut().write_continue_response().await;
-        told.map_err(|error| broken(&error))?;
+    if wants_to_be_told(client.request()) {
+        client.invite_body().await.map_err(|error| broken(&error))?;
     }
     if declared.is_some_and(|length| length > RECEIVED_FIRST) {
         return Ok(false);
     }
     let limit = max.min(RECEIVED_FIRST);
-    session.as_downstream_mut().enable_retry_buffering();
-    let received = tokio::time::timeout(within, read_all(session, limit, max)).await;
+    client.keep_body();
+    let received = tokio::time::timeout(within, read_all(client, limit, max)).await;
     let received = received.unwrap_or_else(|_| Err(timed_out()));
     if received.is_err() {
         // Where the body ends is not known, so neither is where another request would begin.
-        session.as_downstream_mut().set_keepalive(None);
-    } else if !session.as_downstream().is_http2()
-        && let Some(facts) = Facts::of(session)
-    {
-        facts.gate.close();
+        client.close_after();
+    } else {
+        client.end_body();
     }
     received.map(|()| true)
 }
@@ -78,22 +74,17 @@ fn wants_to_be_told(request: &RequestHeader) -> bool {
         && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-fn has_body(session: &mut Session, declared: Option<usize>) -> bool {
+fn has_body(client: &mut impl Client, declared: Option<usize>) -> bool {
     let may_have = declared.is_some_and(|length| length > 0)
-        || session.as_downstream().is_http2()
-        || session.req_header().headers.contains_key(TRANSFER_ENCODING);
-    may_have && !session.as_downstream_mut().is_body_done()
+        || client.is_http2()
+        || client.request().headers.contains_key(TRANSFER_ENCODING);
+    may_have && client.has_more_body()
 }
 
-async fn read_all(session: &mut Session, limit: usize, max: usize) -> Result<(), Refusal> {
+async fn read_all(client: &mut impl Client, limit: usize, max: usize) -> Result<(), Refusal> {
     let mut received = 0;
     loop {
-        let chunk = session
-            .as_downstream_mut()
-            .read_request_body()
-            .await
-            .map_err(|error| broken(&error))?;
-        let Some(chunk) = chunk else {
+        let Some(chunk) = client.read_body().await.map_err(|error| broken(&error))? else {
             return Ok(());
         };
         received += chunk.len();
@@ -106,15 +97,14 @@ async fn read_all(session: &mut Session, limit: usize, max: usize) -> Result<(),
 /// Receives the rest of a refused request's body, within bounds. HTTP/2 clients that look for an answer only when they have sent
 /// everything would otherwise wait for room until their time is over, or be told of a reset stream instead of the reason. HTTP/1
 /// closes the connection.
-pub async fn discard(session: &mut Session) {
-    let downstream = session.as_downstream_mut();
-    if !downstream.is_http2() || downstream.is_body_done() {
+pub async fn discard(client: &mut impl Client) {
+    if !client.is_http2() || !client.has_more_body() {
         return;
     }
     let rest = async {
         let mut seen = 0;
         while seen < DISCARDED_MAX {
-            match downstream.read_request_body().await {
+            match client.read_body().await {
                 Ok(Some(chunk)) => seen += chunk.len(),
                 Ok(None) | Err(_) => return,
             }

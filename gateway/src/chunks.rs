@@ -52,30 +52,7 @@ impl Default for Chunks {
 }
 
 impl Chunks {
-    /// Takes the next bytes; returns how many of them are the body's when it ends among them.
-    pub fn follow(&mut self, bytes: &[u8]) -> Result<Option<usize>, ChunkFault> {
-        let mut at = 0;
-        while at < bytes.len() {
-            if self.state == State::Ended {
-                break;
-            }
-            if self.state == State::Data {
-                let rest = (bytes.len() - at) as u64;
-                let part = rest.min(self.left);
-                self.left -= part;
-                at += usize::try_from(part).unwrap_or(usize::MAX);
-                if self.left == 0 {
-                    self.state = State::DataEnd;
-                }
-                continue;
-            }
-            self.state = self.next(bytes[at])?;
-            at += 1;
-        }
-        Ok((self.state == State::Ended).then_some(at))
-    }
-
-    /// Takes the next bytes of an answer out of `bytes` and what they carry to `data`; returns whether the body ends among them. What comes
+    /// Takes the next bytes out of `bytes` and what they carry to `data`; returns whether the body ends among them. What comes
     /// behind it stays in `bytes`.
     pub fn unwrap(&mut self, bytes: &mut BytesMut, data: &mut BytesMut) -> Result<bool, ChunkFault> {
         while self.state != State::Ended && bytes.has_remaining() {
@@ -144,14 +121,21 @@ impl Chunks {
 mod tests {
     use super::*;
 
+    /// How many of these bytes are the body's, when it ends among them.
+    fn end_of(chunks: &mut Chunks, bytes: &[u8]) -> Result<Option<usize>, ChunkFault> {
+        let mut rest = BytesMut::from(bytes);
+        let ended = chunks.unwrap(&mut rest, &mut BytesMut::new())?;
+        Ok(ended.then_some(bytes.len() - rest.len()))
+    }
+
     /// The verdict for the whole at once, which must be that for any cut of it.
     fn end(bytes: &[u8]) -> Result<Option<usize>, ChunkFault> {
-        let whole = Chunks::default().follow(bytes);
+        let whole = end_of(&mut Chunks::default(), bytes);
         for cut in 0..=bytes.len() {
             let mut chunks = Chunks::default();
-            let parts = chunks.follow(&bytes[..cut]).and_then(|first| match first {
+            let parts = end_of(&mut chunks, &bytes[..cut]).and_then(|first| match first {
                 Some(end) => Ok(Some(end)),
-                None => Ok(chunks.follow(&bytes[cut..])?.map(|end| cut + end)),
+                None => Ok(end_of(&mut chunks, &bytes[cut..])?.map(|end| cut + end)),
             });
             assert_eq!(parts, whole, "{:?} cut at {cut}", String::from_utf8_lossy(bytes));
         }
@@ -242,13 +226,9 @@ mod tests {
     #[test]
     fn what_carries_nothing_is_bounded() {
         let long = "x".repeat(OVERHEAD_MAX);
-        assert!(Chunks::default().follow(format!("2;{long}\r\n").as_bytes()).is_err());
-        assert!(
-            Chunks::default()
-                .follow(format!("0\r\nX: {long}\r\n").as_bytes())
-                .is_err()
-        );
+        assert!(end_of(&mut Chunks::default(), format!("2;{long}\r\n").as_bytes()).is_err());
+        assert!(end_of(&mut Chunks::default(), format!("0\r\nX: {long}\r\n").as_bytes()).is_err());
         let many = "1;extension\r\nx\r\n".repeat(1_000);
-        assert!(Chunks::default().follow(many.as_bytes()).is_err());
+        assert!(end_of(&mut Chunks::default(), many.as_bytes()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! One client connection as Pingora sees it: TLS over TCP, with answers gathered into few writes.
+//! One client connection, for us and for Pingora: TLS over TCP, with answers gathered into few writes.
 //!
 //! Pingora's own stream keeps two buffers of 64 KiB for each connection. This one keeps none while idle, which is what
 //! thousands of open event streams need, and joins the head and the body of an answer into one TLS record.
@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -23,10 +23,10 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
 };
-use pingora::proxy::Session;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+use tokio_rustls::rustls::ServerConnection;
 use tokio_rustls::server::TlsStream;
 
 use crate::pipeline::Gate;
@@ -43,6 +43,8 @@ pub struct Facts {
     pub peer: SocketAddr,
     pub handshake: Duration,
     pub tls_version: &'static str,
+    /// Longest time that a write may make no progress, in milliseconds; that of the present request.
+    pub stall_ms: AtomicU64,
     /// Whether the client has proved who it is by a certificate.
     pub certified: bool,
     /// Requests begun on it.
@@ -53,36 +55,26 @@ pub struct Facts {
     pub gate: Gate,
 }
 
-impl Facts {
-    /// The facts of the connection a request came by.
-    pub fn of(session: &Session) -> Option<&Arc<Self>> {
-        let digest = session.as_downstream().digest()?.proxy_digest.as_ref()?;
-        digest.user_data.as_ref()?.downcast_ref()
-    }
-}
-
 /// A client connection.
 pub struct Connection {
     tls: TlsStream<TcpStream>,
     gathered: BytesMut,
-    /// Until when, and for how many bytes, a closing connection still listens.
-    linger: Option<(Pin<Box<Sleep>>, usize)>,
-    /// Longest time without progress of a write, and when that time is over.
-    stall: Duration,
+    linger: Option<Box<Linger>>,
+    /// When the time is over that a write may make no progress.
     stalled: Option<Pin<Box<Sleep>>>,
-    http2: bool,
-    established: SystemTime,
-    handshake: Duration,
-    ssl: Arc<SslDigest>,
     facts: Arc<Facts>,
-    digest: Arc<ProxyDigest>,
-    socket: Arc<SocketDigest>,
+}
+
+/// Until when, and for how many bytes, a closing connection still listens.
+struct Linger {
+    deadline: Pin<Box<Sleep>>,
+    left: usize,
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
-            .field("http2", &self.http2)
+            .field("http2", &self.is_http2())
             .finish_non_exhaustive()
     }
 }
@@ -94,53 +86,37 @@ impl Connection {
         peer: SocketAddr,
         handshake: Duration,
         stall: Duration,
-    ) -> pingora::Result<(Self, Arc<Facts>)> {
-        let (tcp, session) = tls.get_ref();
-        let version = session
-            .protocol_version()
-            .and_then(|version| version.as_str())
-            .unwrap_or("");
-        let suite = session
-            .negotiated_cipher_suite()
-            .and_then(|suite| suite.suite().as_str())
-            .unwrap_or("");
-        let http2 = session.alpn_protocol() == Some(b"h2");
+    ) -> (Self, Arc<Facts>) {
+        let session = tls.get_ref().1;
+        let version = version_of(session);
         let facts = Arc::new(Facts {
             peer,
             handshake,
+            stall_ms: AtomicU64::new(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)),
             tls_version: version,
             certified: session.peer_certificates().is_some(),
             requests: AtomicU32::new(0),
             streams: AtomicU32::new(0),
             gate: Gate::default(),
         });
-        let user_data: Box<dyn Any + Send + Sync> = Box::new(Arc::clone(&facts));
-        let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
-        // Known already; else Pingora would ask the kernel.
-        let _ = socket.peer_addr.set(Some(peer.into()));
         let connection = Self {
-            http2,
             gathered: BytesMut::new(),
             linger: None,
-            stall,
             stalled: None,
-            established: SystemTime::now(),
-            handshake,
-            ssl: Arc::new(SslDigest::new(suite, version, None, None, Vec::new())),
             facts: Arc::clone(&facts),
-            digest: Arc::new(ProxyDigest::new(
-                Box::new(ResponseHeader::build(200, Some(0))?),
-                Some(user_data),
-            )),
-            socket: Arc::new(socket),
             tls,
         };
-        Ok((connection, facts))
+        (connection, facts)
     }
 
     /// Whether the client chose HTTP/2.
-    pub const fn is_http2(&self) -> bool {
-        self.http2
+    pub fn is_http2(&self) -> bool {
+        self.tls.get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+
+    /// What is written with the next bytes; who adds much to it writes that instead.
+    pub const fn gather(&mut self) -> &mut BytesMut {
+        &mut self.gathered
     }
 
     fn poll_write_gathered(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -163,7 +139,7 @@ impl Connection {
             self.stalled = None;
             return progress;
         }
-        let stall = self.stall;
+        let stall = Duration::from_millis(self.facts.stall_ms.load(Ordering::Relaxed));
         let deadline = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         ready!(deadline.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -172,8 +148,7 @@ impl Connection {
     /// Gives the present request what belongs to it and keeps what comes after it.
     fn poll_read_gated(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = &self.facts.gate;
-        let broken = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
-        let taken = gate.take(buffer.initialize_unfilled()).map_err(broken)?;
+        let taken = gate.take(buffer.initialize_unfilled());
         if taken > 0 {
             buffer.advance(taken);
             return Poll::Ready(Ok(()));
@@ -182,7 +157,8 @@ impl Connection {
         if allowed > 0 {
             let mut part = ReadBuf::new(buffer.initialize_unfilled_to(allowed));
             ready!(Pin::new(&mut self.tls).poll_read(context, &mut part))?;
-            let read = gate.claim(part.filled()).map_err(broken)?;
+            let read = part.filled().len();
+            gate.claim(read);
             buffer.advance(read);
             return Poll::Ready(Ok(()));
         }
@@ -201,17 +177,22 @@ impl Connection {
 
     /// Reads and forgets until the client closes, sends too much or takes too long.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let (deadline, left) = self
-            .linger
-            .get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER)), LINGER_BYTES));
-        if deadline.as_mut().poll(context).is_ready() {
+        let linger = self.linger.get_or_insert_with(|| {
+            Box::new(Linger {
+                deadline: Box::pin(tokio::time::sleep(LINGER)),
+                left: LINGER_BYTES,
+            })
+        });
+        if linger.deadline.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         let mut scrap = [0; 4_096];
-        while *left > 0 {
+        while linger.left > 0 {
             let mut buffer = ReadBuf::new(&mut scrap);
             match ready!(Pin::new(&mut self.tls).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => *left = left.saturating_sub(buffer.filled().len()),
+                Ok(()) if !buffer.filled().is_empty() => {
+                    linger.left = linger.left.saturating_sub(buffer.filled().len());
+                }
                 _ => break,
             }
         }
@@ -261,6 +242,13 @@ impl AsyncWrite for Connection {
     }
 }
 
+fn version_of(session: &ServerConnection) -> &'static str {
+    let version = session.protocol_version();
+    version.and_then(|version| version.as_str()).unwrap_or("")
+}
+
+// Pingora asks for what follows once for each request that it drives; a connection that it never sees does without.
+
 #[async_trait]
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
@@ -278,33 +266,41 @@ impl UniqueID for Connection {
 
 impl Ssl for Connection {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        Some(Arc::clone(&self.ssl))
+        let session = self.tls.get_ref().1;
+        let suite = session
+            .negotiated_cipher_suite()
+            .and_then(|suite| suite.suite().as_str())
+            .unwrap_or("");
+        let digest = SslDigest::new(suite, version_of(session), None, None, Vec::new());
+        Some(Arc::new(digest))
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(if self.http2 { ALPN::H2 } else { ALPN::H1 })
+        Some(if self.is_http2() { ALPN::H2 } else { ALPN::H1 })
     }
 }
 
 impl GetTimingDigest for Connection {
+    /// None: the log has its own times.
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        vec![Some(TimingDigest {
-            established_ts: self.established,
-            establishment_duration: Some(self.handshake),
-            offload_wait_duration: None,
-        })]
+        Vec::new()
     }
 }
 
 impl GetProxyDigest for Connection {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(Arc::clone(&self.digest))
+        let head = ResponseHeader::build(200, Some(0)).ok()?;
+        let facts: Box<dyn Any + Send + Sync> = Box::new(Arc::clone(&self.facts));
+        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(facts))))
     }
 }
 
 impl GetSocketDigest for Connection {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::clone(&self.socket))
+        let socket = SocketDigest::from_raw_fd(self.id());
+        // Known already; else Pingora would ask the kernel.
+        let _ = socket.peer_addr.set(Some(self.facts.peer.into()));
+        Some(Arc::new(socket))
     }
 }
 

@@ -64,6 +64,13 @@ const REMOVED_PREFIXES: [&str; 11] = [
     "x-b3",
 ];
 
+/// Takes away what is about the client's connection.
+pub fn bare(request: &mut RequestHeader) {
+    for name in OF_CONNECTION {
+        request.remove_header(&name);
+    }
+}
+
 /// Rewrites a head that Pingora sends.
 ///
 /// # Errors

@@ -10,10 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Method};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::HttpTask;
 use pingora::protocols::l4::ext;
-use pingora::proxy::Session;
 use pingora::time::timeout;
 use pingora::{Error, ErrorSource, ErrorType, OrErr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,10 +18,11 @@ use tokio::net::TcpStream;
 
 use crate::answer_head::{self, AnswerHead, Length};
 use crate::chunks::Chunks;
+use crate::client::Client;
 use crate::dress;
+use crate::edge::Edge;
 use crate::framing::FramingFault;
 use crate::idle::Idle;
-use crate::proxy::Edge;
 use crate::request::RequestContext;
 use crate::routes::Route;
 use crate::upstreams::{KEEPALIVE, Waits};
@@ -35,18 +33,17 @@ const ROOM: usize = 8 * 1_024;
 const MORE_ROOM: usize = 32 * 1_024;
 
 /// Whether a request's way can be this one.
-pub fn is_ordinary(session: &Session, context: &RequestContext) -> bool {
-    let downstream = session.as_downstream();
+pub fn is_ordinary(client: &impl Client, context: &RequestContext) -> bool {
     context.body_ended
         && context.route.is_some_and(|route| !Route::is_stream(route))
-        && !downstream.is_upgrade_req()
-        && !downstream.retry_buffer_truncated()
-        && declared(session).is_none_or(|length| length == downstream.body_bytes_read())
+        && !client.wants_upgrade()
+        && client.kept_all()
+        && declared(client).is_none_or(|length| length == client.bytes_in())
 }
 
 /// The body's length, as the client said.
-fn declared(session: &Session) -> Option<usize> {
-    let length = session.req_header().headers.get(CONTENT_LENGTH)?;
+fn declared(client: &impl Client) -> Option<usize> {
+    let length = client.request().headers.get(CONTENT_LENGTH)?;
     Some(length.to_str().ok()?.parse().unwrap_or(usize::MAX))
 }
 
@@ -56,18 +53,18 @@ impl Edge {
     /// # Errors
     ///
     /// When there is no whole answer, or nobody who takes it.
-    pub async fn exchange(&self, session: &mut Session, context: &mut RequestContext) -> pingora::Result<()> {
-        let wire = wire(session, context)?;
+    pub async fn exchange(&self, client: &mut impl Client, context: &mut RequestContext) -> pingora::Result<()> {
+        let wire = wire(client, context)?;
         let waits = self.upstreams.waits();
         loop {
             let endpoint = self.next_upstream(context)?;
             let error = match Line::open(&self.idle, endpoint.address, &waits).await {
                 Ok(line) => {
                     let reused = line.reused;
-                    let Err(error) = self.attempt(line, &wire, session, context).await else {
+                    let Err(error) = self.attempt(line, &wire, client, context).await else {
                         return Ok(());
                     };
-                    self.broken_off(session, context, error, reused)
+                    self.broken_off(client, context, error, reused)
                 }
                 Err(error) => self.not_connected(context, error),
             };
@@ -82,7 +79,7 @@ impl Edge {
         &self,
         mut line: Line,
         wire: &[u8],
-        session: &mut Session,
+        client: &mut impl Client,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
         let mut unsent = match line.send(wire).await {
@@ -91,7 +88,7 @@ impl Edge {
             sent => sent.err(),
         };
         let answer = loop {
-            let read = line.read_head(session).await;
+            let read = line.read_head(client).await;
             let mut answer = read.map_err(|error| {
                 let of_upstream = *error.esource() == ErrorSource::Upstream;
                 unsent.take().filter(|_| of_upstream).unwrap_or(error)
@@ -99,12 +96,11 @@ impl Edge {
             if !answer.head.status.is_informational() {
                 break answer;
             }
-            self.answered(session, &mut answer.head, context)?;
-            let written = session.as_downstream_mut().write_response_header(Box::new(answer.head));
-            written.await.map_err(Error::into_down)?;
+            self.answered(client, &mut answer.head, context)?;
+            client.write_head(answer.head, false).await?;
         };
         let keeps = answer.keeps && unsent.is_none();
-        self.relay(line, answer, keeps, session, context).await
+        self.relay(line, answer, keeps, client, context).await
     }
 
     /// Passes an answer on to the client.
@@ -113,26 +109,27 @@ impl Edge {
         mut line: Line,
         answer: AnswerHead,
         keeps: bool,
-        session: &mut Session,
+        client: &mut impl Client,
         context: &mut RequestContext,
     ) -> pingora::Result<()> {
         let AnswerHead { mut head, length, .. } = answer;
         if length == Length::ToTheEnd {
             head.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
         }
-        self.answered(session, &mut head, context)?;
+        self.answered(client, &mut head, context)?;
         if length == Length::Exact(0) {
             line.finish(&self.idle, keeps);
-            return pass_on_bare(session, head).await;
+            return client.write_head(head, true).await;
         }
-        let written = session.as_downstream_mut().write_response_header(Box::new(head)).await;
-        written.map_err(Error::into_down)?;
+        client.write_head(head, false).await?;
         let mut body = Body::new(length);
         loop {
             let (part, mut end) = body.take(&mut line.buffer)?;
             let mut part = Some(part).filter(|part| !part.is_empty());
             if part.is_none() && !end {
-                end = line.read(session, MORE_ROOM).await? == 0;
+                // The rest may take its time.
+                client.write_body(None, false).await?;
+                end = line.read(client, MORE_ROOM).await? == 0;
                 if !end {
                     continue;
                 }
@@ -142,19 +139,19 @@ impl Edge {
             if end {
                 // A client that takes its time must not hold the upstream's connection.
                 line.finish(&self.idle, keeps);
-                return pass_on(session, part, true).await;
+                return client.write_body(part, true).await;
             }
-            pass_on(session, part, false).await?;
+            client.write_body(part, false).await?;
         }
     }
 }
 
 /// The bytes of a request.
-fn wire(session: &Session, context: &RequestContext) -> pingora::Result<Vec<u8>> {
+fn wire(client: &impl Client, context: &RequestContext) -> pingora::Result<Vec<u8>> {
     let Some(identity) = &context.identity else {
         return Error::e_explain(ErrorType::InternalError, "a request without identity");
     };
-    let (request, body) = (session.req_header(), session.as_downstream().get_retry_buffer());
+    let (request, body) = (client.request(), client.kept_body());
     let body = body.unwrap_or_default();
     let mut wire = Vec::with_capacity(2 * 1_024 + body.len());
     dress::write(request, identity, body.len(), &mut wire)?;
@@ -162,23 +159,6 @@ fn wire(session: &Session, context: &RequestContext) -> pingora::Result<Vec<u8>>
         dress::write_body(request, &body, &mut wire);
     }
     Ok(wire)
-}
-
-/// Passes on an answer without a body.
-async fn pass_on_bare(session: &mut Session, head: ResponseHeader) -> pingora::Result<()> {
-    let whole = vec![HttpTask::Header(Box::new(head), true)];
-    session.as_downstream_mut().response_duplex_vec(whole).await.map(|_| ())
-}
-
-/// Passes on a part of an answer's body.
-async fn pass_on(session: &mut Session, part: Option<Bytes>, end: bool) -> pingora::Result<()> {
-    let downstream = session.as_downstream_mut();
-    let written = match part {
-        Some(part) => downstream.write_response_body(part, end).await,
-        None if end => downstream.finish_body().await,
-        None => Ok(()),
-    };
-    written.map_err(Error::into_down)
 }
 
 /// What is to come of an answer's body.
@@ -265,7 +245,7 @@ impl Line {
     }
 
     /// Reads what comes next; 0 at the end. Ends when the client leaves: nobody would take the answer.
-    async fn read(&mut self, session: &mut Session, room: usize) -> pingora::Result<usize> {
+    async fn read(&mut self, client: &mut impl Client, room: usize) -> pingora::Result<usize> {
         let Self { stream, buffer, .. } = self;
         buffer.reserve(room);
         let read = async {
@@ -274,10 +254,7 @@ impl Line {
                 read = stream.read_buf(buffer) => {
                     read.or_err(ErrorType::ReadError, "an answer").map_err(Error::into_up)
                 }
-                left = session.as_downstream_mut().read_body_or_idle(true) => {
-                    let error = left.err().unwrap_or_else(|| Error::explain(ErrorType::ConnectionClosed, "bytes of no request"));
-                    Err(error.into_down())
-                }
+                error = client.gone() => Err(error),
             }
         };
         match timeout(self.patience, read).await {
@@ -286,8 +263,8 @@ impl Line {
         }
     }
 
-    async fn read_head(&mut self, session: &mut Session) -> pingora::Result<AnswerHead> {
-        let to_head = session.req_header().method == Method::HEAD;
+    async fn read_head(&mut self, client: &mut impl Client) -> pingora::Result<AnswerHead> {
+        let to_head = client.request().method == Method::HEAD;
         let broken = |fault: FramingFault| Error::explain(ErrorType::InvalidHTTPHeader, fault.as_str()).into_up();
         let mut seen = 0;
         loop {
@@ -296,7 +273,7 @@ impl Line {
                 return answer_head::parse(&head, to_head).map_err(broken);
             }
             seen = self.buffer.len();
-            if self.read(session, ROOM).await? == 0 {
+            if self.read(client, ROOM).await? == 0 {
                 return Err(Error::explain(ErrorType::ConnectionClosed, "no whole head of an answer").into_up());
             }
         }

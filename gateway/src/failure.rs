@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use fechatter_core::problem::Code;
 use http::Method;
-use pingora::protocols::http::HttpTask;
-use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::answer::{Answer, Marks, Refusal};
 use crate::body;
+use crate::client::Client;
+use crate::edge::{ATTEMPTS_MAX, Edge};
 use crate::endpoint::Endpoint;
-use crate::proxy::{ATTEMPTS_MAX, Edge};
 use crate::request::RequestContext;
 
 impl Edge {
@@ -29,7 +28,7 @@ impl Edge {
     /// late answer is no reason: the upstream is busy enough.
     pub fn broken_off(
         &self,
-        session: &Session,
+        client: &impl Client,
         context: &RequestContext,
         mut error: Box<Error>,
         reused: bool,
@@ -40,14 +39,13 @@ impl Edge {
             error.set_retry(false);
             return error;
         };
-        let downstream = session.as_downstream();
-        let answered = downstream.response_written().is_some();
+        let answered = client.answered().is_some();
         // A kept connection that turns out to be closed says nothing about the upstream, nor does a client's late body.
         let is_stale = reused && !is_late && !answered;
         if !is_stale && (context.body_ended || !is_late) && self.upstreams.failed(endpoint) {
             self.metrics.broke(endpoint.group);
         }
-        let may_repeat = is_repeatable(&session.req_header().method) && !downstream.retry_buffer_truncated();
+        let may_repeat = is_repeatable(&client.request().method) && client.kept_all();
         let may_help = !answered && !is_late && (is_stale || self.upstreams.has_other(endpoint));
         error.set_retry(may_repeat && may_help && self.may_retry(context, endpoint));
         error
@@ -60,11 +58,12 @@ impl Edge {
 }
 
 /// Answers a request that has failed, unless its answer has begun or nobody is there to read one; returns the status, or 0.
-pub async fn answer(session: &mut Session, context: &mut RequestContext, error: &Error) -> u16 {
-    let written = session.as_downstream().response_written();
-    if written.is_some_and(|head| !head.status.is_informational()) {
-        if *error.esource() != ErrorSource::Downstream {
-            write_out(session).await;
+pub async fn answer(client: &mut impl Client, context: &mut RequestContext, error: &Error) -> u16 {
+    if client.answered().is_some_and(|status| !status.is_informational()) {
+        if *error.esource() != ErrorSource::Downstream
+            && let Err(error) = client.write_out().await
+        {
+            tracing::trace!(%error, "the answer ends here");
         }
         return 0;
     }
@@ -72,28 +71,13 @@ pub async fn answer(session: &mut Session, context: &mut RequestContext, error: 
         return 0;
     };
     let status = refusal.status();
-    session.set_keepalive(None);
+    client.close_after();
     let policy = Arc::clone(&context.policy);
-    let sent = Marks::of(&policy)
-        .send(session, context, Answer::Refusal(refusal))
-        .await;
+    let sent = Marks::of(&policy).send(client, context, Answer::Refusal(refusal)).await;
     if let Err(error) = sent {
         tracing::debug!(%error, "the client left before its error answer");
     }
     status
-}
-
-/// Writes what is gathered of an answer that breaks off here. Its connection closes next, and without these bytes the client would see
-/// that no answer ever came, and might ask again.
-async fn write_out(session: &mut Session) {
-    // Pingora writes out what it has before it gives a failure back, but not when it is all there is to do.
-    let rest = vec![
-        HttpTask::Trailer(None),
-        HttpTask::Failed(Error::explain(ErrorType::ConnectionClosed, "the answer breaks off")),
-    ];
-    if let Err(error) = session.as_downstream_mut().response_duplex_vec(rest).await {
-        tracing::trace!(%error, "the answer ends here");
-    }
 }
 
 /// Whether a request may arrive twice with the same effect and the same answer. `DELETE` may not: the second answer says

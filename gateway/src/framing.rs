@@ -4,8 +4,8 @@
 //! of it reaches an upstream. The connection is closed, since where the next request would begin is not certain.
 
 use fechatter_core::problem::Code;
-use http::StatusCode;
-use http::header::TRANSFER_ENCODING;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType};
 
@@ -152,10 +152,22 @@ pub enum Following {
     Open,
 }
 
-/// Checks a whole head, its final empty line included, and says what follows it.
-pub fn check(head: &[u8], limits: &HeadLimits) -> Result<Following, FramingFault> {
+/// The first line of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLine<'a> {
+    pub method: &'a [u8],
+    pub target: &'a [u8],
+    pub version: Version,
+}
+
+/// Checks a whole head, its final empty line included, and says what follows it. `take` gets the name and the value of each field.
+pub fn check<'a>(
+    head: &'a [u8],
+    limits: &HeadLimits,
+    mut take: impl FnMut(&'a [u8], &'a [u8]) -> Result<(), FramingFault>,
+) -> Result<(RequestLine<'a>, Following), FramingFault> {
     let mut lines = Lines { rest: head };
-    let version = check_request_line(lines.next_line()?, limits)?;
+    let line = request_line(lines.next_line()?, limits)?;
     let mut fields = Fields::default();
     let mut count = 0;
     loop {
@@ -167,9 +179,11 @@ pub fn check(head: &[u8], limits: &HeadLimits) -> Result<Following, FramingFault
         if count > limits.header_fields {
             return Err(FramingFault::TooManyFields);
         }
-        fields.check(line)?;
+        let (name, value) = split_field(line)?;
+        fields.check(name, value)?;
+        take(name, value)?;
     }
-    fields.conclude(version)
+    Ok((line, fields.conclude(line.version)?))
 }
 
 /// The lines of a head.
@@ -191,13 +205,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    Http10,
-    Http11,
-}
-
-fn check_request_line(line: &[u8], limits: &HeadLimits) -> Result<Version, FramingFault> {
+fn request_line<'a>(line: &'a [u8], limits: &HeadLimits) -> Result<RequestLine<'a>, FramingFault> {
     if line.iter().any(u8::is_ascii_control) {
         return Err(FramingFault::ControlByte);
     }
@@ -210,8 +218,8 @@ fn check_request_line(line: &[u8], limits: &HeadLimits) -> Result<Version, Frami
         return Err(FramingFault::RequestLine);
     }
     let version = match version {
-        b"HTTP/1.1" => Version::Http11,
-        b"HTTP/1.0" => Version::Http10,
+        b"HTTP/1.1" => Version::HTTP_11,
+        b"HTTP/1.0" => Version::HTTP_10,
         other if other.starts_with(b"HTTP/") => return Err(FramingFault::Version),
         _ => return Err(FramingFault::RequestLine),
     };
@@ -224,7 +232,11 @@ fn check_request_line(line: &[u8], limits: &HeadLimits) -> Result<Version, Frami
     if !is_target(target) {
         return Err(FramingFault::TargetByte);
     }
-    Ok(version)
+    Ok(RequestLine {
+        method,
+        target,
+        version,
+    })
 }
 
 /// Whether every byte may stand in a request target. Browsers leave ``^`{|}`` in queries as they are.
@@ -243,8 +255,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn check(&mut self, line: &'a [u8]) -> Result<(), FramingFault> {
-        let (name, value) = split_field(line)?;
+    fn check(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), FramingFault> {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => set_once(&mut self.host, value, FramingFault::Host),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
@@ -267,14 +278,14 @@ impl<'a> Fields<'a> {
             return Err(FramingFault::TwoLengths);
         }
         if let Some(value) = self.transfer_encoding
-            && (version == Version::Http10 || !value.eq_ignore_ascii_case(b"chunked"))
+            && (version == Version::HTTP_10 || !value.eq_ignore_ascii_case(b"chunked"))
         {
             return Err(FramingFault::TransferEncoding);
         }
         let length = self.content_length.map(length_of).transpose()?;
         match self.host {
             Some(host) if is_host(host) => {}
-            None if version == Version::Http10 => {}
+            None if version == Version::HTTP_10 => {}
             _ => return Err(FramingFault::Host),
         }
         if self.transfer_encoding.is_some() {
@@ -373,6 +384,16 @@ pub fn check_connection(value: &[u8]) -> Result<(), FramingFault> {
     } else {
         Err(FramingFault::ConnectionOption)
     }
+}
+
+/// Whether a connection is used again after a message with these fields.
+pub fn keeps(fields: &HeaderMap, is_http10: bool) -> bool {
+    let has = |wanted: &[u8]| {
+        let values = fields.get_all(CONNECTION).iter();
+        let mut options = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(wanted))
+    };
+    !has(b"close") && (!is_http10 || has(b"keep-alive"))
 }
 
 /// Whether `host` is a name or address with an optional port, and nothing more.

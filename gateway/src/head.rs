@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use fechatter_core::problem::Code;
+use pingora::http::RequestHeader;
 use pingora::time::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::answer::Refusal;
 use crate::framing::{self, Following, FramingFault, HeadLimits};
+use crate::request_head;
 
 /// First room for a head; most fit.
 const ROOM: usize = 2 * 1_024;
@@ -22,11 +24,12 @@ pub struct Patience {
     pub head: Duration,
 }
 
-/// A head that may be parsed.
+/// A head that may be served.
 #[derive(Debug)]
 pub struct Head {
     /// The head, its final empty line included.
-    pub bytes: BytesMut,
+    pub bytes: Bytes,
+    pub request: RequestHeader,
     pub following: Following,
     /// What was read with it.
     pub rest: BytesMut,
@@ -41,24 +44,33 @@ pub enum NoHead {
     Refused(Refusal),
 }
 
-impl From<FramingFault> for NoHead {
+impl From<FramingFault> for Refusal {
     fn from(fault: FramingFault) -> Self {
-        Self::Refused(Refusal::new(fault.code(), fault.as_str(), fault.detail()))
+        Self::new(fault.code(), fault.as_str(), fault.detail())
     }
 }
 
-/// Reads until a whole, unambiguous head is there.
+impl From<FramingFault> for NoHead {
+    fn from(fault: FramingFault) -> Self {
+        Self::Refused(fault.into())
+    }
+}
+
+/// Reads until a whole, unambiguous head is there, of which `buffer` holds what came with the request before it.
 pub async fn read<R: AsyncRead + Unpin>(
     reader: &mut R,
+    mut buffer: BytesMut,
     patience: Patience,
     limits: &HeadLimits,
 ) -> Result<Head, NoHead> {
-    let mut buffer = BytesMut::with_capacity(ROOM);
-    // Pingora's timer: tokio's wakes the kernel's poll for every request whose deadline is the nearest, and has to be
-    // taken out of its wheel again.
-    match timeout(patience.idle, reader.read_buf(&mut buffer)).await {
-        Ok(Ok(1..)) => {}
-        _ => return Err(NoHead::Quiet),
+    if buffer.is_empty() {
+        buffer.reserve(ROOM);
+        // Pingora's timer: tokio's wakes the kernel's poll for every request whose deadline is the nearest, and has to be
+        // taken out of its wheel again.
+        match timeout(patience.idle, reader.read_buf(&mut buffer)).await {
+            Ok(Ok(1..)) => {}
+            _ => return Err(NoHead::Quiet),
+        }
     }
     let end = match framing::find_end(&buffer, 0, limits)? {
         Some(end) => end,
@@ -72,12 +84,14 @@ pub async fn read<R: AsyncRead + Unpin>(
                 )))
             })?,
     };
-    let following = framing::check(&buffer[..end], limits)?;
-    let rest = buffer.split_off(end);
+    // Most of what was read into has room for more, and fields share the memory of their head for as long as they live.
+    let bytes = Bytes::copy_from_slice(&buffer[..end]);
+    let (request, following) = request_head::read(&bytes, limits)?;
     Ok(Head {
-        bytes: buffer,
+        bytes,
+        request,
         following,
-        rest,
+        rest: BytesMut::from(&buffer[end..]),
     })
 }
 

@@ -1,17 +1,17 @@
 //! What an HTTP/2 request must hold beyond what the protocol layer checks. HTTP/1 heads are checked as bytes before.
 
 use fechatter_core::problem::Code;
-use pingora::proxy::Session;
 
 use crate::answer::Refusal;
+use crate::client::Client;
 use crate::framing::{self, HeadLimits};
 
 /// Checks the head of an HTTP/2 request; other requests pass.
-pub fn check(session: &Session, limits: &HeadLimits) -> Result<(), Refusal> {
-    if !session.as_downstream().is_http2() {
+pub fn check(client: &impl Client, limits: &HeadLimits) -> Result<(), Refusal> {
+    if !client.is_http2() {
         return Ok(());
     }
-    let request = session.req_header();
+    let request = client.request();
     let target = request.raw_path();
     if target.len() > limits.uri_bytes {
         return Err(Refusal::new(

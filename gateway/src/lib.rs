@@ -1,7 +1,7 @@
 //! The edge of Fechatter: TLS, strict HTTP, identity, authentication, limits and routing on Pingora.
 //!
 //! What belongs here: everything that can be decided without knowing what a chat is. What must not: product rules, SQL,
-//! bodies of requests and answers. [`proxy`] is the request path; each rule lives in the module named after it.
+//! bodies of requests and answers. [`edge`] is the request path; each rule lives in the module named after it.
 
 pub mod access_lists;
 pub mod access_log;
@@ -14,6 +14,7 @@ pub mod balance;
 pub mod body;
 pub mod certificate;
 pub mod chunks;
+pub mod client;
 pub mod compression;
 pub mod config;
 pub mod connection;
@@ -21,6 +22,7 @@ pub mod cors;
 pub mod dev_certificate;
 pub mod drain;
 pub mod dress;
+pub mod edge;
 pub mod endpoint;
 pub mod exchange;
 pub mod failure;
@@ -29,6 +31,7 @@ pub mod framing;
 pub mod head;
 pub mod health;
 pub mod health_check;
+pub mod http1;
 pub mod http2;
 pub mod identity;
 pub mod idle;
@@ -44,11 +47,13 @@ pub mod rate_limit;
 pub mod redirect;
 pub mod reload;
 pub mod request;
+pub mod request_head;
 pub mod retry_budget;
 pub mod revocation;
 pub mod routes;
 pub mod server;
 pub mod shared_usage;
+pub mod stream;
 pub mod tls;
 pub mod upgrade;
 pub mod upstreams;

@@ -1,4 +1,4 @@
-//! The public listener: accepts within limits, shakes hands, and gives each request to Pingora once its head is sound.
+//! The public listener: accepts within limits, shakes hands, and has each request served once its head is sound.
 //!
 //! Pingora's own listener is not used: it has no deadline for a whole head, forgives framing that must be refused, and
 //! fixes the handshake timeout and the session cache.
@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Shutdown;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
@@ -23,15 +25,19 @@ use tokio_util::task::TaskTracker;
 
 use crate::access_log;
 use crate::answer::{Refusal, raw_refusal};
+use crate::body;
+use crate::client::Client;
 use crate::connection::{Connection, Facts};
+use crate::edge::Edge;
 use crate::framing::{Following, HeadLimits};
-use crate::head::{self, NoHead, Patience};
+use crate::head::{self, Head, NoHead, Patience};
+use crate::http1::Http1;
 use crate::identity::{network_name, network_of};
 use crate::metrics::Metrics;
 use crate::policy::{Current, Policy};
-use crate::proxy::Edge;
 use crate::proxy_protocol;
-use crate::workers::Workers;
+use crate::stream::OpenStream;
+use crate::workers::{Worker, Workers};
 
 /// How long a kept HTTP/1 connection that is idle when the drain begins is open for one more request.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
@@ -99,6 +105,18 @@ impl Drop for Counted {
     }
 }
 
+/// Who was let in.
+type Welcomed = (Box<Connection>, Arc<Facts>, Counted);
+
+/// Whether a request is one that Pingora drives.
+const fn is_for_pingora(following: Following) -> bool {
+    match following {
+        Following::Open => true,
+        Following::Body(bytes) => bytes > body::RECEIVED_FIRST as u64,
+        Following::Chunks => false,
+    }
+}
+
 /// Ends when an idle connection may be closed: some time after the drain has begun, for a request may be on its way. Its answer says that
 /// it is the last.
 async fn last_request(draining: &mut watch::Receiver<bool>) {
@@ -145,10 +163,14 @@ impl Acceptor {
         let runtime = worker.runtime.clone();
         let connection = async move {
             match TcpStream::from_std(stream) {
-                Ok(stream) => tokio::select! {
-                    () = acceptor.serve(stream, peer, &worker.proxy) => {}
-                    () = acceptor.be_cut(peer) => {}
-                },
+                Ok(stream) => {
+                    // What is boxed here and below is large, and over before a stream of such a connection is old.
+                    let welcome = Box::pin(acceptor.welcome(stream, peer));
+                    tokio::select! {
+                        () = acceptor.serve(welcome, &worker) => {}
+                        () = acceptor.be_cut(peer) => {}
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "cannot wait for the bytes of a connection"),
             }
             drop(open);
@@ -189,20 +211,41 @@ impl Acceptor {
         self.cut.cancelled().await;
         // Ports of neighbours are neighbours too, so they are hashed.
         let hash = u32::try_from(self.cut_hasher.hash_one(peer) >> 32).unwrap_or_default();
-        tokio::time::sleep(self.cut_spread.mul_f64(f64::from(hash) / f64::from(u32::MAX))).await;
+        Box::pin(tokio::time::sleep(
+            self.cut_spread.mul_f64(f64::from(hash) / f64::from(u32::MAX)),
+        ))
+        .await;
     }
 
-    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, proxy: &Arc<HttpProxy<Edge>>) {
+    async fn serve(&self, welcome: Pin<Box<impl Future<Output = Option<Welcomed>>>>, worker: &Worker) {
+        let Some((connection, facts, _counted)) = welcome.await else {
+            return;
+        };
+        if connection.is_http2() {
+            Box::pin(self.serve_http2(connection, &facts, &worker.proxy)).await;
+        } else {
+            self.serve_http1(connection, &facts, worker).await;
+        }
+    }
+
+    /// Learns who comes, counts the connection and shakes hands.
+    async fn welcome(&self, mut stream: TcpStream, peer: SocketAddr) -> Option<(Box<Connection>, Arc<Facts>, Counted)> {
         let policy = self.policy.load_full();
-        let Some(peer) = self.client(&mut stream, peer, &policy).await else {
-            return;
-        };
-        let Some(_counted) = self.count(&policy, peer.ip()) else {
-            return;
-        };
+        let peer = self.client(&mut stream, peer, &policy).await?;
+        let counted = self.count(&policy, peer.ip())?;
         let limits = policy.connections;
         // A connection outlives policies; requests look up the one in force.
         drop(policy);
+        let (connection, facts) = self.shake_hands(stream, peer, &limits).await?;
+        Some((connection, facts, counted))
+    }
+
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        limits: &ConnectionLimits,
+    ) -> Option<(Box<Connection>, Arc<Facts>)> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
@@ -213,23 +256,20 @@ impl Acceptor {
             Ok(Err(error)) => {
                 self.metrics.handshake_failed("protocol");
                 tracing::debug!(%peer, %error, "TLS handshake failed");
-                return;
+                return None;
             }
-            Err(_) => return self.metrics.handshake_failed("timeout"),
+            Err(_) => {
+                self.metrics.handshake_failed("timeout");
+                return None;
+            }
         };
-        let Ok((connection, facts)) = Connection::new(tls, peer, started.elapsed(), limits.stall) else {
-            return;
-        };
+        let (connection, facts) = Connection::new(tls, peer, started.elapsed(), limits.stall);
         self.metrics.handshake(facts.handshake, facts.tls_version);
-        if connection.is_http2() {
-            self.serve_http2(connection, &facts, proxy).await;
-        } else {
-            self.serve_http1(connection, &facts, proxy).await;
-        }
+        Some((Box::new(connection), facts))
     }
 
     /// Pingora drives HTTP/2; a client that never gets to its first request is let go.
-    async fn serve_http2(&self, connection: Connection, facts: &Facts, proxy: &Arc<HttpProxy<Edge>>) {
+    async fn serve_http2(&self, connection: Box<Connection>, facts: &Facts, proxy: &Arc<HttpProxy<Edge>>) {
         let silent = async {
             tokio::time::sleep(self.policy.load().connections.patience.head).await;
             if facts.requests.load(Ordering::Relaxed) > 0 {
@@ -237,58 +277,101 @@ impl Acceptor {
             }
         };
         tokio::select! {
-            _ = proxy.process_new(Box::new(connection), &self.draining) => {}
+            _ = proxy.process_new(connection, &self.draining) => {}
             () = silent => {}
         }
     }
 
-    /// Reads each head here, checks it, and has Pingora begin with exactly these bytes.
-    async fn serve_http1(&self, connection: Connection, facts: &Facts, proxy: &Arc<HttpProxy<Edge>>) {
-        let mut stream: pingora::protocols::Stream = Box::new(connection);
-        let mut settings: Option<HttpPersistentSettings> = None;
+    /// Serves requests until the connection ends.
+    async fn serve_http1(&self, connection: Box<Connection>, facts: &Arc<Facts>, worker: &Worker) {
+        let mut next = Some((connection, BytesMut::new()));
+        while let Some((connection, buffer)) = next {
+            let requests = self.serve_requests(connection, buffer, facts, worker);
+            let Some(stream) = Box::pin(requests).await else {
+                return;
+            };
+            let client = stream.run(&worker.edge).await;
+            next = Box::pin(client.next()).await;
+        }
+    }
+
+    /// Serves requests until the connection ends or has a stream. Reads each head here and checks it. Pingora is given those that may become
+    /// another protocol, and those whose bodies are too large to be held.
+    async fn serve_requests(
+        &self,
+        mut connection: Box<Connection>,
+        mut buffer: BytesMut,
+        facts: &Arc<Facts>,
+        worker: &Worker,
+    ) -> Option<Box<OpenStream>> {
         loop {
             let mut draining = self.draining.clone();
             let limits = self.policy.load().connections;
             let head = tokio::select! {
                 biased;
-                head = head::read(&mut stream, limits.patience, &limits.head) => head,
+                head = head::read(&mut connection, buffer, limits.patience, &limits.head) => head,
                 () = last_request(&mut draining) => Err(NoHead::Quiet),
             };
-            let mut head = match head {
+            let head = match head {
                 Ok(head) => head,
-                Err(NoHead::Quiet) => return Shutdown::shutdown(&mut *stream).await,
-                Err(NoHead::Refused(refusal)) => return self.refuse(&mut stream, facts, &refusal).await,
+                Err(NoHead::Quiet) => {
+                    Shutdown::shutdown(&mut *connection).await;
+                    return None;
+                }
+                Err(NoHead::Refused(refusal)) => {
+                    self.refuse(&mut connection, facts, &refusal).await;
+                    return None;
+                }
             };
-            match head.following {
-                Following::Body(bytes) => facts.gate.allow(bytes, head.rest),
-                Following::Chunks => facts.gate.allow_chunks(head.rest),
-                Following::Open => head.bytes.unsplit(head.rest),
+            if is_for_pingora(head.following) {
+                let passed_on = self.pass_to_pingora(connection, head, facts, &worker.proxy);
+                connection = Box::pin(passed_on).await?;
+                buffer = BytesMut::new();
+                continue;
             }
-            let mut session = ServerSession::new_http1(stream);
-            match settings.take() {
-                Some(settings) => settings.apply_to_session(&mut session),
-                None => session.set_keepalive(Some(limits.patience.idle.as_secs())),
+            let mut client = Http1::new(connection, facts, head);
+            if *self.draining.borrow() {
+                client.close_after();
             }
-            session.set_pipelined_prefix(head.bytes);
-            let Some(reused) = proxy.process_new_http(session, &self.draining).await else {
-                return;
-            };
-            (stream, settings) = reused.consume();
-            facts.gate.open();
+            if let Some(opened) = worker.edge.serve(&mut client).await {
+                return Some(OpenStream::new(client, opened));
+            }
+            (connection, buffer) = client.next().await?;
         }
     }
 
-    async fn refuse(&self, stream: &mut pingora::protocols::Stream, facts: &Facts, refusal: &Refusal) {
+    /// Has Pingora serve the request with this head; returns the connection when another one may follow.
+    async fn pass_to_pingora(
+        &self,
+        connection: Box<Connection>,
+        head: Head,
+        facts: &Facts,
+        proxy: &Arc<HttpProxy<Edge>>,
+    ) -> Option<Box<Connection>> {
+        let mut beginning = BytesMut::from(head.bytes);
+        match head.following {
+            Following::Body(bytes) => facts.gate.allow(bytes, head.rest),
+            Following::Chunks | Following::Open => beginning.unsplit(head.rest),
+        }
+        let mut session = ServerSession::new_http1(connection);
+        session.set_keepalive(Some(self.policy.load().connections.patience.idle.as_secs()));
+        session.set_pipelined_prefix(beginning);
+        let (stream, _) = proxy.process_new_http(session, &self.draining).await?.consume();
+        facts.gate.open();
+        stream.into_any().downcast().ok()
+    }
+
+    async fn refuse(&self, connection: &mut Connection, facts: &Facts, refusal: &Refusal) {
         let started = Instant::now();
         let policy = self.policy.load_full();
         let identity = policy.identifier.identify(facts.peer.ip(), &http::HeaderMap::new());
         let bytes = raw_refusal(refusal, &identity);
         let sent = tokio::time::timeout(Duration::from_secs(5), async {
-            stream.write_all(&bytes).await?;
-            stream.flush().await
+            connection.write_all(&bytes).await?;
+            connection.flush().await
         });
         if let Ok(Ok(())) = sent.await {
-            Shutdown::shutdown(&mut **stream).await;
+            Shutdown::shutdown(connection).await;
         }
         access_log::record_unparsed(
             &policy,

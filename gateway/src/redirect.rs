@@ -1,5 +1,6 @@
 //! The plain HTTP listener: it says where to find us by HTTPS, and answers ACME challenges.
 
+use bytes::BytesMut;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -94,7 +95,7 @@ impl Redirect {
         if !policy.identifier.is_trusted(client.ip()) && !policy.addresses.permit(client.ip()) {
             return Ok(());
         }
-        let answer = match head::read(stream, patience, &limits.head).await {
+        let answer = match head::read(stream, BytesMut::new(), patience, &limits.head).await {
             Ok(head) => compose(&head.bytes, &policy).await,
             Err(NoHead::Quiet) => return Ok(()),
             Err(NoHead::Refused(refusal)) => refuse(&refusal),

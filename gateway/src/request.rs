@@ -45,8 +45,6 @@ pub struct RequestContext {
     /// From the last attempt to the upstream's answer's head.
     pub upstream_wait: Option<Duration>,
     pub body_bytes: usize,
-    /// When the whole body must have come.
-    pub body_deadline: Option<Instant>,
     /// The encoder of its answer, when that is compressed.
     pub compressing: Option<crate::compression::Compressing>,
     /// Whether the whole body has been read.
@@ -78,12 +76,16 @@ impl RequestContext {
             to_headers: None,
             upstream_wait: None,
             body_bytes: 0,
-            body_deadline: None,
             compressing: None,
             body_ended: false,
             in_flight: None,
             open_stream: None,
         }
+    }
+
+    /// When the whole body must have come.
+    pub fn body_deadline(&self) -> Instant {
+        self.started + self.policy.body_timeout
     }
 
     /// Replaces a part of the answer's body by what the client gets of it.

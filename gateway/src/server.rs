@@ -22,18 +22,19 @@ use crate::auth::Authenticator;
 use crate::certificate::{self, Certificates, Resolver};
 use crate::config::{Config, millis};
 use crate::drain::Drain;
+use crate::edge::{ATTEMPTS_MAX, Edge};
 use crate::health_check;
 use crate::idle::Idle;
 use crate::listener::{Acceptor, Counts};
 use crate::metrics::{Metrics, observe_number};
 use crate::policy::{Current, Policy};
-use crate::proxy::{ATTEMPTS_MAX, Edge};
 use crate::rate_limit;
 use crate::redirect::{self, Redirect};
 use crate::reload::{self, Reloader};
 use crate::revocation::{self, Revoked};
 use crate::routes::Routes;
 use crate::shared_usage;
+use crate::stream;
 use crate::tls;
 use crate::upgrade::{self, Copies, Listeners, Predecessor};
 use crate::upstreams::Upstreams;
@@ -76,11 +77,13 @@ pub async fn run(config: Config, start: Start, shutdown: CancellationToken) -> a
     let count = config.workers();
     // Each worker keeps its own.
     let kept = config.upstreams.idle_connections.div_ceil(count);
-    let of_worker = |idle| {
-        let edge = Edge { idle, ..edge.clone() };
-        proxy(&config, edge, kept)
+    let of_worker = || Edge {
+        idle: Arc::new(Idle::new(kept)),
+        streams: stream::connections(kept),
+        ..edge.clone()
     };
-    let workers = Arc::new(Workers::start(count, kept, of_worker).context("worker threads")?);
+    let proxy = |edge| proxy(&config, edge, kept);
+    let workers = Arc::new(Workers::start(count, of_worker, proxy).context("worker threads")?);
     tokio::spawn(sweep_regularly(
         Arc::clone(&workers),
         Arc::clone(&edge.upstreams),
@@ -266,6 +269,7 @@ async fn edge(
         metrics: Arc::clone(metrics),
         // Each worker has its own.
         idle: Arc::new(Idle::new(0)),
+        streams: stream::connections(0),
         leaving,
     })
 }

@@ -10,8 +10,7 @@ use pingora::proxy::HttpProxy;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-use crate::idle::Idle;
-use crate::proxy::Edge;
+use crate::edge::Edge;
 
 /// All of them; they end when this is dropped.
 pub struct Workers {
@@ -22,8 +21,9 @@ pub struct Workers {
 /// One thread.
 pub struct Worker {
     pub runtime: Handle,
+    /// For the requests that are served here, and for those that Pingora drives.
+    pub edge: Edge,
     pub proxy: Arc<HttpProxy<Edge>>,
-    idle: Arc<Idle>,
     connections: AtomicUsize,
 }
 
@@ -31,12 +31,16 @@ pub struct Worker {
 pub struct Serving(Arc<Worker>);
 
 impl Workers {
-    /// Starts `count` threads, at least one, each with a proxy of its own that keeps so many connections to upstreams.
+    /// Starts `count` threads, at least one, each with an edge of its own, and a proxy for it.
     ///
     /// # Errors
     ///
     /// When a thread or its runtime cannot be made.
-    pub fn start(count: usize, kept: usize, proxy: impl Fn(Arc<Idle>) -> HttpProxy<Edge>) -> std::io::Result<Self> {
+    pub fn start(
+        count: usize,
+        edge: impl Fn() -> Edge,
+        proxy: impl Fn(Edge) -> HttpProxy<Edge>,
+    ) -> std::io::Result<Self> {
         let mut workers = Self {
             all: Vec::new(),
             stop: CancellationToken::new(),
@@ -44,11 +48,11 @@ impl Workers {
         for number in 0..count.max(1) {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             service_runtime::runtime_metrics::register(runtime.handle());
-            let idle = Arc::new(Idle::new(kept));
+            let edge = edge();
             workers.all.push(Arc::new(Worker {
                 runtime: runtime.handle().clone(),
-                proxy: Arc::new(proxy(Arc::clone(&idle))),
-                idle,
+                proxy: Arc::new(proxy(edge.clone())),
+                edge,
                 connections: AtomicUsize::new(0),
             }));
             let stop = workers.stop.clone();
@@ -72,7 +76,7 @@ impl Workers {
     /// Has each proxy close what it keeps for later requests.
     pub async fn clean_up(&self) {
         for worker in &self.all {
-            worker.idle.clear();
+            worker.edge.idle.clear();
             worker.proxy.http_cleanup().await;
         }
     }
@@ -81,7 +85,7 @@ impl Workers {
     /// that no request asks for.
     pub fn sweep(&self, patience: Duration) {
         for worker in &self.all {
-            worker.idle.sweep(patience);
+            worker.edge.idle.sweep(patience);
         }
     }
 }

@@ -12,6 +12,7 @@ mod compression;
 mod cors;
 mod drain;
 mod framing;
+mod http1;
 mod http2;
 mod limits;
 mod multiplexing;

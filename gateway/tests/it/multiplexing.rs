@@ -63,15 +63,16 @@ impl Streams {
     }
 
     /// A gateway of one thread in front of it.
-    async fn gateway(&self, issuer: &Issuer, per_connection: &str) -> Gateway {
+    async fn gateway(&self, issuer: &Issuer, per_connection: &str, more: &[(&str, &str)]) -> Gateway {
         let address = format!("[\"{}\"]", self.address);
-        let settings = [
+        let mut settings = vec![
             ("UPSTREAMS__CHAT", &*address),
             ("UPSTREAMS__NOTIFY", &*address),
             ("UPSTREAMS__INDEXER", &*address),
             ("UPSTREAMS__STREAMS_PER_CONNECTION", per_connection),
             ("THREADS", "1"),
         ];
+        settings.extend_from_slice(more);
         Gateway::start(issuer, &[], &settings).await
     }
 
@@ -92,9 +93,14 @@ async fn events(
     request: Request,
 ) -> Response {
     streams.came.lock().unwrap().push((peer, request.version()));
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    drop(request);
+    if query.contains("hang") {
+        std::future::pending::<()>().await;
+    }
     streams.open.fetch_add(1, Ordering::SeqCst);
     let open = Open(Arc::clone(&streams.open));
-    let never_pauses = request.uri().query().is_some_and(|query| query.contains("pour"));
+    let never_pauses = query.contains("pour");
     let mut told = streams.told.subscribe();
     let already = *told.borrow_and_update();
     let body = stream::unfold(
@@ -121,7 +127,7 @@ async fn events(
 async fn streams_share_connections_and_leave_alone() {
     let issuer = Issuer::start().await;
     let upstream = Streams::start().await;
-    let gateway = upstream.gateway(&issuer, "3").await;
+    let gateway = upstream.gateway(&issuer, "3", &[]).await;
     let mut clients = Vec::new();
     for user in 1..=6 {
         let client = gateway.http1();
@@ -165,7 +171,7 @@ async fn streams_share_connections_and_leave_alone() {
 async fn a_client_that_does_not_read_holds_up_no_other() {
     let issuer = Issuer::start().await;
     let upstream = Streams::start().await;
-    let gateway = upstream.gateway(&issuer, "4").await;
+    let gateway = upstream.gateway(&issuer, "4", &[]).await;
     let mut stuck = Vec::new();
     for user in 1..=3 {
         let url = gateway.url("/events?last_event_id=pour");
@@ -195,4 +201,21 @@ async fn a_client_that_does_not_read_holds_up_no_other() {
         assert_eq!(event.unwrap().unwrap().unwrap(), "data: x\n\n");
     }
     drop(stuck);
+}
+
+#[tokio::test]
+async fn a_connection_whose_upstream_says_nothing_gets_no_new_stream() {
+    let issuer = Issuer::start().await;
+    let upstream = Streams::start().await;
+    let settings = [
+        ("UPSTREAMS__STREAM_READ_TIMEOUT_MS", "1000"),
+        ("UPSTREAMS__BREAK_AFTER", "1000"),
+    ];
+    let gateway = upstream.gateway(&issuer, "100", &settings).await;
+    for user in 1..=2 {
+        let url = gateway.url("/events?last_event_id=hang");
+        let request = gateway.http1().get(url).bearer_auth(issuer.token(user));
+        assert_eq!(request.send().await.unwrap().status(), 504);
+    }
+    assert_eq!(upstream.connections(), 2, "{:?}", upstream.came);
 }
