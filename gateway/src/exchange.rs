@@ -1,8 +1,8 @@
 //! The way of an ordinary request to an upstream and of its answer back, one after the other in one task.
 //!
 //! Pingora drives both directions at once, joined by channels, because any request may be a tunnel. Ours are mostly not: their body is here
-//! before an upstream hears of them, and their answer ends. The rules are the phases' in [`proxy`](crate::proxy), and whatever is not ordinary
-//! (streams, upgrades, large bodies) goes Pingora's way.
+//! before an upstream hears of them, and their answer ends. The rules are those of [`edge`](crate::edge); event streams of HTTP/1 clients go by
+//! [`stream`](crate::stream), and what is neither (upgrades, large bodies, streams by HTTP/2) goes Pingora's way.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! An HTTP/1 client: one request of its connection, and the answer to it, byte by byte.
 //!
-//! Pingora's session for such a client parses the head once more, keeps two buffers for each connection and boxes what it waits for. This one
-//! keeps what is read and not used, and writes an answer's head where its body is gathered.
+//! Pingora's session for such a client parses the head once more and boxes what it waits for. This one keeps what is read and not used, and
+//! writes an answer's head where its body is gathered.
 
 use std::io::Write;
 use std::sync::{Arc, LazyLock};
@@ -37,9 +37,9 @@ pub struct Http1 {
     /// What was read and not used: of the body, then of the next request.
     buffer: BytesMut,
     coming: Coming,
-    /// The body as far as it was read; all of it once it has ended.
+    /// The body as far as it was read, and all of it once it has ended.
     body: BytesMut,
-    whole: Bytes,
+    whole_body: Bytes,
     bytes_in: usize,
     answered: Option<StatusCode>,
     leaving: Leaving,
@@ -89,7 +89,7 @@ impl Http1 {
                 Following::Chunks => Coming::Chunks(Box::default()),
             },
             body: BytesMut::new(),
-            whole: Bytes::new(),
+            whole_body: Bytes::new(),
             bytes_in: 0,
             answered: None,
             leaving: Leaving::Head,
@@ -303,11 +303,11 @@ impl Client for Http1 {
     }
 
     fn end_body(&mut self) {
-        self.whole = std::mem::take(&mut self.body).freeze();
+        self.whole_body = std::mem::take(&mut self.body).freeze();
     }
 
     fn kept_body(&self) -> Option<Bytes> {
-        (!self.whole.is_empty()).then(|| self.whole.clone())
+        (!self.whole_body.is_empty()).then(|| self.whole_body.clone())
     }
 
     fn kept_all(&self) -> bool {
