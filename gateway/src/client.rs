@@ -28,9 +28,6 @@ pub trait Client: Send {
     /// Whether it wants to go on in another protocol.
     fn wants_upgrade(&self) -> bool;
 
-    /// Whether the connection speaks another protocol by now.
-    fn is_upgraded(&self) -> bool;
-
     /// Whether a part of the body is still to be read.
     fn has_more_body(&mut self) -> bool;
 
@@ -94,10 +91,6 @@ impl Client for Session {
 
     fn wants_upgrade(&self) -> bool {
         self.as_downstream().is_upgrade_req()
-    }
-
-    fn is_upgraded(&self) -> bool {
-        self.as_downstream().was_upgraded()
     }
 
     fn has_more_body(&mut self) -> bool {

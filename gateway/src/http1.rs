@@ -264,10 +264,6 @@ impl Client for Http1 {
         false
     }
 
-    fn is_upgraded(&self) -> bool {
-        false
-    }
-
     fn has_more_body(&mut self) -> bool {
         !matches!(self.coming, Coming::Nothing)
     }

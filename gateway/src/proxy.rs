@@ -10,7 +10,6 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 
-use crate::client::Client;
 use crate::edge::Edge;
 use crate::request::RequestContext;
 use crate::routes::Route;
@@ -42,7 +41,7 @@ impl ProxyHttp for Edge {
         context: &mut Self::CTX,
     ) -> pingora::Result<()> {
         context.body_ended |= end;
-        if session.is_upgraded() {
+        if session.as_downstream().was_upgraded() {
             // Another protocol, no body.
             return Ok(());
         }
